@@ -1,0 +1,140 @@
+"""Who may see whom in a shared pack, stated once; the backends that compute it.
+
+A pack is one row of T tokens. It is cut into segments, each a run of queries that sees, causally, one earlier run of
+keys (the shared prompt) followed by itself:
+
+    [ prompt chosen ]  sees  [ prompt chosen ]
+    [ rejected ]       sees  [ prompt ] [ rejected ]
+
+Within a segment the keys are contiguous in position, so index differences are position differences and the causal
+mask is aligned at the bottom right.
+
+Shape letters: T packed tokens, H query heads, K key/value heads, E head size, q and k queries and keys of a segment.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Segment(NamedTuple):
+    """Queries [query_start, query_end) see keys [prompt_start, prompt_end) and, causally, themselves."""
+
+    query_start: int
+    query_end: int
+    prompt_start: int
+    prompt_end: int
+
+
+def pair_segments(start: int, prompt: int, chosen: int, rejected: int, *, shared: bool) -> tuple[Segment, Segment]:
+    """The two segments of a pair whose first token stands at `start`; without sharing the prompt stands twice."""
+    split = start + prompt + chosen
+    if shared:
+        return Segment(start, split, start, start), Segment(split, split + rejected, start, start + prompt)
+    return Segment(start, split, start, start), Segment(split, split + prompt + rejected, split, split)
+
+
+def visible(queries: int, keys: int, window: int | None, device: torch.device) -> Tensor:
+    """[queries, keys] bool mask, causal and aligned at the bottom right; `window` bounds position[q] - position[k]."""
+    position_q = torch.arange(keys - queries, keys, device=device)[:, None]
+    position_k = torch.arange(keys, device=device)[None, :]
+    mask = position_k <= position_q
+    return mask if window is None else mask & (position_q - position_k < window)
+
+
+def segment_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    segments: Sequence[Segment],
+    *,
+    scale: float | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Attention of one packed row, segment by segment.
+
+    Exact on any device: torch's SDPA for each segment, or plain softmax where scores are soft-capped (Gemma-2).
+
+    Args:
+        query: [1, H, T, E].
+        key, value: [1, K, T, E] with H a multiple of K; `value` may have its own head size.
+        segments: cover all T queries, in order.
+        scale: factor on the scores; None means 1 / sqrt(E).
+        window: sliding window in positions, or None.
+        softcap: soft cap on the scores, or None.
+        dropout: probability, 0 in evaluation.
+
+    Returns:
+        [1, T, H, E] in the dtype of `value`.
+    """
+    attend = _sdpa if softcap is None else _softcapped
+    outputs = []
+    for segment in segments:
+        q = query[:, :, segment.query_start : segment.query_end]
+        k, v = _segment_keys(key, segment), _segment_keys(value, segment)
+        outputs.append(attend(q, k, v, scale=scale, window=window, softcap=softcap, dropout=dropout))
+    return torch.cat(outputs, dim=2).transpose(1, 2)
+
+
+def _segment_keys(states: Tensor, segment: Segment) -> Tensor:
+    own = states[:, :, segment.query_start : segment.query_end]
+    if segment.prompt_start == segment.prompt_end:
+        return own
+    return torch.cat((states[:, :, segment.prompt_start : segment.prompt_end], own), dim=2)
+
+
+def _sdpa(
+    q: Tensor, k: Tensor, v: Tensor, *, scale: float | None, window: int | None, softcap: None, dropout: float
+) -> Tensor:
+    queries, keys = q.shape[2], k.shape[2]
+    plain_causal = queries == keys and (window is None or keys <= window)
+    mask = None if plain_causal else visible(queries, keys, window, q.device)
+    return F.scaled_dot_product_attention(
+        q, k, v, mask, dropout, is_causal=plain_causal, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+    )
+
+
+def _softcapped(
+    q: Tensor, k: Tensor, v: Tensor, *, scale: float | None, window: int | None, softcap: float, dropout: float
+) -> Tensor:
+    mask = visible(q.shape[2], k.shape[2], window, q.device)
+    return softcapped_attention(q, k, v, mask, scale=scale, softcap=softcap, dropout=dropout)
+
+
+def softcapped_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    *,
+    scale: float | None,
+    softcap: float,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Plain attention with soft-capped scores, softcap * tanh(scores / softcap); SDPA has no such cap.
+
+    Args:
+        query: [N, H, q, E]; key, value: [N, K, k, E].
+        mask: boolean (True = visible) or additive, broadcast to [N, H, q, k]; None means causal.
+
+    Returns:
+        [N, H, q, E].
+    """
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    scores = query @ key.transpose(2, 3) * (scale if scale is not None else 1 / math.sqrt(query.shape[-1]))
+    scores = softcap * torch.tanh(scores / softcap)
+    if mask is None:
+        mask = visible(query.shape[2], key.shape[2], None, query.device)
+    if mask.dtype == torch.bool:  # the smallest number, not -inf: a padding row that sees nothing must not become NaN
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+    else:
+        scores = scores + mask
+    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(value.dtype)
+    return F.dropout(weights, dropout, training=dropout > 0) @ value

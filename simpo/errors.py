@@ -1,0 +1,17 @@
+"""The errors a user can meet. Each message says what is wrong, where, and what to write instead."""
+
+
+class SimPOError(Exception):
+    """Base of every error that this package raises on purpose; the command line prints it without a traceback."""
+
+
+class ConfigError(SimPOError, ValueError):
+    """A setting is unknown, of the wrong type, or contradicts another one."""
+
+
+class DataError(SimPOError, ValueError):
+    """A data source cannot be read, or holds nothing that can be trained on."""
+
+
+class ModelError(SimPOError, ValueError):
+    """A model, tokenizer or adapter cannot be loaded or cannot be served by the packed forward."""

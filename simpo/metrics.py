@@ -1,0 +1,100 @@
+"""Per-pair results -> logged numbers; the only place that reduces over ranks.
+
+Shape letters: B pairs of a micro-batch, N pairs of a data set, M metrics.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from simpo.losses import PairLogps, PairLosses
+
+# Columns of the per-pair results, in this order. The log keys are those of TRL; the averages are nats per token.
+PAIR_METRICS = (
+    "loss",
+    "rewards/chosen",
+    "rewards/rejected",
+    "rewards/margins",
+    "rewards/accuracies",
+    "logps/chosen",
+    "logps/rejected",
+    "lengths/chosen",
+    "lengths/rejected",
+)
+
+
+@torch.no_grad()
+def pair_metrics(logps: PairLogps, results: PairLosses) -> dict[str, Tensor]:
+    """The numbers that are logged for each pair, detached.
+
+    Returns:
+        [B] float32 for each name in `PAIR_METRICS`. `logps/*` are means over the response's tokens (nats per token),
+        `rewards/accuracies` is 1 where the chosen response has the larger reward.
+    """
+    margins = results.chosen_rewards - results.rejected_rewards
+    columns = (
+        results.losses.detach(),
+        results.chosen_rewards,
+        results.rejected_rewards,
+        margins,
+        (margins > 0).float(),
+        (logps.chosen / logps.chosen_lengths).detach(),
+        (logps.rejected / logps.rejected_lengths).detach(),
+        logps.chosen_lengths.float(),
+        logps.rejected_lengths.float(),
+    )
+    return dict(zip(PAIR_METRICS, columns, strict=True))
+
+
+class RunningMeans:
+    """Weighted means of per-pair metrics since the last `pop`, kept on the device and reduced over ranks only then.
+
+    Adding costs no device synchronisation; `pop` costs one collective and one copy to the host.
+    """
+
+    def __init__(self) -> None:
+        self._names: tuple[str, ...] = ()
+        self._sums: Tensor | None = None  # [M + 1] float64 or float32: weighted sums, then the sum of weights
+
+    def add(self, metrics: Mapping[str, Tensor], weights: Tensor) -> None:
+        """Add a micro-batch: [B] for each metric, and the [B] weights (0 for fillers)."""
+        self._names = tuple(metrics)
+        rows = torch.stack([*metrics.values(), torch.ones_like(weights)]).float()
+        sums = (rows * weights).sum(dim=1)
+        self._sums = sums if self._sums is None else self._sums + sums
+
+    def pop(self, accelerator: Accelerator) -> dict[str, float]:
+        """Means over all ranks since the last call; empty when nothing was added. Every rank must call it."""
+        if self._sums is None:
+            return {}
+        *sums, count = accelerator.reduce(self._sums, reduction="sum").tolist()
+        self._sums = None
+        return {name: value / count for name, value in zip(self._names, sums, strict=True)} if count else {}
+
+
+class PairResults:
+    """Per-pair metrics of a whole data set, gathered over ranks and put back into the data set's order."""
+
+    def __init__(self) -> None:
+        self._names: tuple[str, ...] = ()
+        self._rows: list[Tensor] = []  # each [B, M + 2]: metrics, weight, row of the data set
+
+    def add(self, metrics: Mapping[str, Tensor], weights: Tensor, pair_index: Tensor) -> None:
+        """Add a micro-batch: [B] for each metric, the [B] weights and the [B] rows of the data set."""
+        self._names = tuple(metrics)
+        columns = [*(column.double() for column in metrics.values()), weights.double(), pair_index.double()]
+        self._rows.append(torch.stack(columns, dim=1))
+
+    def gather(self, accelerator: Accelerator) -> dict[str, np.ndarray]:
+        """[N] float64 for each metric, fillers left out, in the order of the data set. Every rank must call it."""
+        if not self._rows:
+            return {}
+        local = torch.cat(self._rows)
+        padded = accelerator.pad_across_processes(local, dim=0)  # padding has weight 0, as fillers have
+        table = accelerator.gather(padded).cpu().numpy()
+        table = table[table[:, -2] > 0]
+        table = table[np.argsort(table[:, -1], kind="stable")]
+        return dict(zip(self._names, table[:, :-2].T, strict=True))

@@ -1,0 +1,220 @@
+"""Load the policy, its tokenizer and its adapter."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.integrations import is_deepspeed_zero3_enabled
+
+from simpo.errors import ConfigError, ModelError
+from simpo.forward import check_head, check_model_config, install_packed_forward
+
+
+def load_tokenizer(
+    name_or_path: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """Load a tokenizer.
+
+    Raises:
+        ModelError: it cannot be loaded.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(
+            name_or_path, revision=revision or "main", trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot load a tokenizer from {name_or_path!r}: {_first_line(error)}") from error
+
+
+def load_model_config(
+    name_or_path: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PretrainedConfig:
+    """Load and check a model's config, without its weights.
+
+    Raises:
+        ModelError: it cannot be loaded, or names an architecture that packs cannot serve.
+    """
+    try:
+        config = AutoConfig.from_pretrained(
+            name_or_path, revision=revision or "main", trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"cannot load a model config from {name_or_path!r}: {_first_line(error)}") from error
+    check_model_config(config, name_or_path)
+    return config
+
+
+def master_dtype(
+    requested: str | torch.dtype | None, *, full_fine_tuning: bool, deepspeed: bool, bf16: bool, fp16: bool = False
+) -> tuple[torch.dtype | str, str]:
+    """Which dtype the weights are loaded in, and why.
+
+    Full fine-tuning needs float32 master weights: at learning rates near 1e-6 most updates vanish in bfloat16.
+    DeepSpeed keeps its own float32 masters beside 16-bit weights; adapters are float32 on a frozen 16-bit base.
+
+    Args:
+        requested: dtype of the settings ("bfloat16", "auto", None, ...).
+        full_fine_tuning: all weights are trained (no adapter).
+        deepspeed: the run is driven by DeepSpeed.
+        bf16, fp16: mixed precision of the run.
+
+    Returns:
+        The dtype (or "auto"), and a sentence for the plan.
+    """
+    compute = torch.bfloat16 if bf16 else torch.float16 if fp16 else torch.float32
+    wanted = getattr(torch, requested, requested) if isinstance(requested, str) else requested
+    if isinstance(wanted, str) and wanted != "auto":
+        raise ModelError(f"dtype is {requested!r}; write bfloat16, float16, float32 or auto")
+    if full_fine_tuning and not deepspeed:
+        note = "float32 master weights" + (f", {_short(compute)} autocast" if compute != torch.float32 else "")
+        if wanted not in (None, torch.float32):
+            note += f" (dtype: {requested} would lose most updates at preference learning rates)"
+        return torch.float32, note
+    if full_fine_tuning:
+        dtype = compute if wanted in (None, "auto") else wanted
+        return dtype, f"{_short(dtype)} weights, float32 masters kept by DeepSpeed"
+    dtype = compute if wanted is None else wanted
+    return dtype, f"frozen base in {_short(dtype)}, float32 adapters"
+
+
+def _short(dtype: torch.dtype | str) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def load_policy(
+    name_or_path: str,
+    *,
+    dtype: torch.dtype | str,
+    revision: str | None = None,
+    quantization_config: Any = None,
+    trust_remote_code: bool = False,
+    **model_init_kwargs: Any,
+) -> PreTrainedModel:
+    """Load a causal language model with the packed forward installed.
+
+    Raises:
+        ModelError: it cannot be loaded or cannot serve packs.
+    """
+    load_model_config(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
+    model_init_kwargs.pop("attn_implementation", None)  # the packed attention takes its place
+    if quantization_config is not None and not is_deepspeed_zero3_enabled():
+        model_init_kwargs.setdefault("device_map", {"": _local_device()})
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            name_or_path,
+            dtype=dtype,
+            revision=revision or "main",
+            trust_remote_code=trust_remote_code,
+            quantization_config=quantization_config,
+            **model_init_kwargs,
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise ModelError(f"cannot load a model from {name_or_path!r}: {_first_line(error)}") from error
+    return install_packed_forward(model)
+
+
+def _local_device() -> Any:
+    from accelerate import PartialState
+
+    device = PartialState().device
+    return device.index if device.index is not None else device
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def add_adapter(model: PreTrainedModel, peft_config: Any) -> nn.Module:
+    """Wrap a policy with a PEFT adapter: the base is frozen, the adapter is float32.
+
+    Raises:
+        ModelError: the adapter sits on the LM head.
+    """
+    from peft import get_peft_model
+
+    adapted = get_peft_model(model, peft_config)
+    check_head(model)
+    return adapted
+
+
+def check_master_weights(model: nn.Module) -> None:
+    """Refuse 16-bit weights that are trained without float32 masters.
+
+    Raises:
+        ModelError: with the first such parameter.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
+            raise ModelError(
+                f"{name} is trained in {_short(parameter.dtype)}: at preference learning rates most updates would be "
+                "rounded away. Load the model with dtype=torch.float32 (bf16=True still computes in bfloat16), "
+                "train an adapter (peft_config=...), or run under DeepSpeed, which keeps float32 masters"
+            )
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Set every dropout module's probability to 0, so that a step is a function of its pairs alone."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+
+
+def build_policy(
+    model: str | nn.Module,
+    *,
+    bf16: bool,
+    fp16: bool,
+    deepspeed: bool,
+    peft_config: Any = None,
+    quantization_config: Any = None,
+    model_init_kwargs: dict[str, Any] | None = None,
+) -> tuple[nn.Module, str]:
+    """The model to train, with the packed forward and, if asked for, an adapter.
+
+    Args:
+        model: a path or hub name, a causal language model, or a PEFT model around one.
+        bf16, fp16: mixed precision of the run.
+        deepspeed: DeepSpeed drives the run and keeps float32 masters.
+        peft_config: adapter to add.
+        quantization_config: how to load the base; needs an adapter.
+        model_init_kwargs: passed to `from_pretrained` (dtype, revision, trust_remote_code, ...).
+
+    Returns:
+        The model and a sentence on the dtype of its weights.
+
+    Raises:
+        ConfigError: settings that contradict each other.
+        ModelError: the model cannot be loaded or served.
+    """
+    options = dict(model_init_kwargs or {})
+    if quantization_config is not None and peft_config is None:
+        raise ConfigError("a quantised base cannot be trained itself: add an adapter (use_peft: true / peft_config=)")
+    if isinstance(model, str):
+        requested = options.pop("dtype", options.pop("torch_dtype", None))
+        dtype, note = master_dtype(
+            requested, full_fine_tuning=peft_config is None, deepspeed=deepspeed, bf16=bf16, fp16=fp16
+        )
+        policy: nn.Module = load_policy(model, dtype=dtype, quantization_config=quantization_config, **options)
+    else:
+        if options or quantization_config is not None:
+            raise ConfigError("model_init_kwargs and quantization_config need a model given by name, not an instance")
+        policy, note = model, "weights as given"
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        install_packed_forward(base)
+        check_head(base)
+    if peft_config is not None:
+        if hasattr(policy, "get_base_model"):
+            raise ConfigError("the model already carries an adapter; leave out peft_config, or merge it first")
+        policy = add_adapter(policy, peft_config)  # type: ignore[arg-type]
+    if not deepspeed:
+        check_master_weights(policy)
+    return policy, note

@@ -1,0 +1,391 @@
+"""PreferenceTrainer on transformers.Trainer; SimPOTrainer is its SimPO form. No maths here.
+
+The optimizer step is the unit: the data loader yields all micro-batches of a step, `training_step` runs them, and every
+sum is divided once by the counts of the whole step over all ranks. So the trajectory does not depend on the number of
+devices, the engine, or how a step is cut.
+"""
+
+import contextlib
+import functools
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple, cast
+
+import torch
+from accelerate.utils import DistributedType
+from datasets import Dataset
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from transformers.trainer_utils import EvalLoopOutput
+
+from simpo.batching import StepSampler
+from simpo.config import SimPOConfig
+from simpo.data.tokenize import TokenizeOptions, TokenizeReport, is_tokenized, tokenize_pairs
+from simpo.errors import ConfigError, DataError, ModelError
+from simpo.logps import response_logps
+from simpo.losses import Objective, PairLogps, PairLosses, simpo_loss, step_loss
+from simpo.metrics import PairResults, RunningMeans, pair_metrics
+from simpo.model import build_policy, disable_dropout, load_model_config, load_tokenizer
+from simpo.packing import PackedBatch, PackedDataset
+
+logger = logging.getLogger(__name__)
+
+_MODEL_INPUTS = ("input_ids", "position_ids", "segments", "source_positions", "target_ids")
+
+
+class StepCounts(NamedTuple):
+    """What a whole optimizer step holds over all ranks; the losses are divided by these. Scalar tensors."""
+
+    pairs: Tensor
+    chosen_tokens: Tensor
+
+
+class StepDataLoader(DataLoader[Any]):
+    """A data loader that tells its sampler which epoch it is."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by transformers at the start of each epoch."""
+        cast(StepSampler, self.batch_sampler).set_epoch(epoch)
+
+
+def _only(packs: list[PackedBatch]) -> PackedBatch:
+    (pack,) = packs
+    return pack
+
+
+class PreferenceTrainer(Trainer):
+    """Train a decoder model on preference pairs with packs, for an objective given as a function.
+
+    Args:
+        model: a path or hub name, a causal language model, or a PEFT model around one.
+        args: settings; `SimPOConfig()` when None.
+        train_dataset: raw pairs in one of TRL's formats, or tokenised ones (`prompt_ids`, `chosen_ids`, `rejected_ids`).
+        eval_dataset: the same, or a dict of them by name.
+        processing_class: tokenizer; loaded with the model when None.
+        peft_config: adapter to add (LoRA and its relatives).
+        quantization_config: how to load the base model; needs an adapter.
+        callbacks, optimizers: as in transformers.
+        compute_metrics: called after evaluation with an EvalPrediction whose `predictions` is a dict of [N] arrays by
+            the names of `simpo.metrics.PAIR_METRICS`, in the order of the data set.
+        objective: maps `PairLogps` to `PairLosses`.
+
+    Raises:
+        ConfigError, DataError, ModelError: what is wrong, where, and what to write instead.
+    """
+
+    args: SimPOConfig
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel | nn.Module,
+        args: SimPOConfig | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        peft_config: Any = None,
+        quantization_config: Any = None,
+        callbacks: list[Any] | None = None,
+        optimizers: tuple[Any, Any] = (None, None),
+        compute_metrics: Any = None,
+        objective: Objective | None = None,
+    ) -> None:
+        args = SimPOConfig() if args is None else args
+        self.objective = objective or self.build_objective(args)
+        self.train_report: TokenizeReport | None = None
+        self.eval_reports: dict[str, TokenizeReport] = {}
+        tokenizer = processing_class or _tokenizer_of(model, args)
+        if isinstance(model, str):  # before data and weights: the config alone can rule a model out
+            load_model_config(model, **_hub_options(args))
+        train_dataset, eval_dataset = self._tokenize_datasets(train_dataset, eval_dataset, tokenizer, args)
+        policy, self.master_dtype_note = build_policy(
+            model,
+            bf16=bool(args.bf16),
+            fp16=args.fp16,
+            deepspeed=getattr(args, "deepspeed_plugin", None) is not None,
+            peft_config=peft_config,
+            quantization_config=quantization_config,
+            model_init_kwargs=cast(dict[str, Any], args.model_init_kwargs),
+        )
+        if args.disable_dropout:
+            disable_dropout(policy)
+        _use_one_device_per_process(args)
+        self._train_means, self._eval_results = RunningMeans(), PairResults()
+        super().__init__(
+            model=policy,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=tokenizer,
+            callbacks=callbacks,
+            optimizers=optimizers,
+            compute_metrics=compute_metrics,
+            data_collator=list,
+        )
+
+    def build_objective(self, args: SimPOConfig) -> Objective:
+        """The objective that `args` ask for; subclasses say which."""
+        raise ConfigError("PreferenceTrainer needs an objective; pass objective=..., or use SimPOTrainer")
+
+    # Data
+
+    def _tokenize_datasets(
+        self, train: Any, evaluation: Any, tokenizer: PreTrainedTokenizerBase, args: SimPOConfig
+    ) -> tuple[Any, Any]:
+        with args.main_process_first(desc="tokenising"):
+            if train is not None:
+                train, self.train_report = _tokenized(train, tokenizer, args, "train")
+            if isinstance(evaluation, Mapping) and not isinstance(evaluation, Dataset):
+                named = {name: _tokenized(data, tokenizer, args, name) for name, data in evaluation.items()}
+                self.eval_reports = {name: report for name, (_, report) in named.items() if report is not None}
+                return train, {name: data for name, (data, _) in named.items()}
+            if evaluation is not None:
+                evaluation, report = _tokenized(evaluation, tokenizer, args, "eval")
+                if report is not None:
+                    self.eval_reports["eval"] = report
+        return train, evaluation
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Loader that yields optimizer steps: lists of this rank's packed micro-batches."""
+        if self.train_dataset is None:
+            raise DataError("training needs a train_dataset; pass one to the trainer")
+        sampler = StepSampler(
+            len(self.train_dataset),
+            pairs_per_step=self.args.total_train_batch_size,
+            pairs_per_micro_batch=self.args.per_device_train_batch_size,
+            world_size=self.accelerator.num_processes,
+            rank=self.accelerator.process_index,
+            seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
+            drop_last=self.args.dataloader_drop_last,
+        )
+        return self._loader(self.train_dataset, sampler, list)
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """Loader that yields packed micro-batches in the data set's order, cut over the ranks."""
+        if isinstance(eval_dataset, str):
+            eval_dataset = cast(dict[str, Any], self.eval_dataset)[eval_dataset]
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if dataset is None:
+            raise DataError("evaluation needs an eval_dataset; pass one to the trainer or to evaluate()")
+        if not is_tokenized(dataset):
+            with self.args.main_process_first(desc="tokenising"):
+                dataset, _ = _tokenized(dataset, self.processing_class, self.args, "eval")
+        pairs_per_micro_batch = self.args.per_device_eval_batch_size
+        sampler = StepSampler(
+            len(dataset),
+            pairs_per_step=pairs_per_micro_batch * self.accelerator.num_processes,
+            pairs_per_micro_batch=pairs_per_micro_batch,
+            world_size=self.accelerator.num_processes,
+            rank=self.accelerator.process_index,
+        )
+        return self._loader(dataset, sampler, _only)
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
+        """The same loader as for evaluation."""
+        return self.get_eval_dataloader(test_dataset)
+
+    def _loader(self, dataset: Any, sampler: StepSampler, collate: Any) -> DataLoader[Any]:
+        workers = self.args.dataloader_num_workers
+        return StepDataLoader(
+            cast(Any, PackedDataset(dataset, prefix_sharing=self.args.prefix_sharing)),
+            batch_sampler=cast(Any, sampler),
+            collate_fn=collate,
+            num_workers=workers,
+            pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
+            persistent_workers=self.args.dataloader_persistent_workers and workers > 0,
+            prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
+        )
+
+    def get_total_train_batch_size(self, args: Any) -> int:
+        """Pairs per optimizer step over all devices."""
+        return args.total_train_batch_size
+
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        """Move one pack to the device; plain integers and segments stay on the host."""
+        device = self.args.device
+        return {
+            key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+            for key, value in inputs.items()
+        }
+
+    # Training
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[list[PackedBatch]], num_batches: int, device: torch.device
+    ) -> tuple[list[list[PackedBatch]], StepCounts | None]:
+        """The next optimizer step, and what it holds over all ranks."""
+        steps, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if not steps:
+            return steps, None
+        counts = torch.zeros(2)
+        for pack in (pack for step in steps for pack in step):
+            counts[0] += pack["pair_weights"].sum()
+            counts[1] += (pack["pair_weights"] * pack["chosen_lengths"]).sum()
+        counts = cast(Tensor, self.accelerator.reduce(counts.to(device), reduction="sum"))
+        return steps, StepCounts(counts[0], counts[1])
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: StepCounts | None = None) -> Tensor:
+        """Forward and backward of all micro-batches of one optimizer step; gradients are synchronised at the last."""
+        total = torch.zeros((), device=self.args.device)
+        for number, pack in enumerate(inputs, start=1):
+            last = number == len(inputs)
+            # DeepSpeed decides by this flag whether the engine reduces and steps; the others by no_sync.
+            defer = not last and self.accelerator.distributed_type != DistributedType.DEEPSPEED
+            with self.accelerator.no_sync(model) if defer else contextlib.nullcontext():
+                self.accelerator.sync_gradients = last
+                total += super().training_step(model, pack, num_items_in_batch)
+        return total
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: Any,
+        return_outputs: bool = False,
+        num_items_in_batch: StepCounts | None = None,
+    ) -> Any:
+        """This micro-batch's share of the step's loss, scaled for engines that average gradients over ranks."""
+        logps, results = self._score(model, inputs)
+        self._train_means.add(pair_metrics(logps, results), inputs["pair_weights"])
+        counts = num_items_in_batch or StepCounts(
+            inputs["pair_weights"].sum(), (inputs["pair_weights"] * inputs["chosen_lengths"]).sum()
+        )
+        share = step_loss(
+            results.losses,
+            logps.chosen,
+            inputs["pair_weights"],
+            pairs_in_step=counts.pairs,
+            chosen_tokens_in_step=counts.chosen_tokens,
+            sft_weight=self.args.sft_weight,
+        )
+        loss = share * self.accelerator.num_processes
+        return (loss, results) if return_outputs else loss
+
+    def _score(self, model: nn.Module, pack: PackedBatch) -> tuple[PairLogps, PairLosses]:
+        token_logps = model(**{key: pack[key] for key in _MODEL_INPUTS})  # type: ignore[literal-required]
+        lengths = torch.stack((pack["chosen_lengths"], pack["rejected_lengths"]), dim=1)
+        chosen, rejected = response_logps(token_logps, lengths.flatten()).view(-1, 2).unbind(dim=1)
+        logps = PairLogps(chosen, rejected, pack["chosen_lengths"], pack["rejected_lengths"])
+        return logps, self.objective(logps)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the means of the per-pair metrics since the last log, over all ranks."""
+        if "loss" in logs:
+            means = self._train_means.pop(self.accelerator)
+            preference_loss = means.pop("loss", None)
+            if self.args.sft_weight and preference_loss is not None:
+                means["preference_loss"] = preference_loss
+            logs = {**logs, **means}
+        super().log(logs, start_time)
+
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Floating-point operations of an optimizer step on this rank, by transformers' estimate."""
+        packs = [inputs] if isinstance(inputs, Mapping) else inputs
+        tokens = sum(pack["input_ids"].shape[1] for pack in packs)
+        return super().floating_point_ops({"input_ids": torch.empty(1, tokens, device="meta")})
+
+    # Evaluation
+
+    def prediction_step(
+        self, model: nn.Module, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[None, None, None]:
+        """Score one pack; the results are gathered once, at the end of the evaluation loop."""
+        pack = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            logps, results = self._score(model, pack)
+        self._eval_results.add(pair_metrics(logps, results), pack["pair_weights"], pack["pair_index"])
+        return None, None, None
+
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader[Any],
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Evaluate every pair once. Metrics are means over pairs, whatever the batch size and number of ranks."""
+        self._eval_results = PairResults()
+        output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
+        results = self._eval_results.gather(self.accelerator)
+        means = {name: float(values.mean()) for name, values in results.items()}
+        if self.args.sft_weight:
+            tokens = results["lengths/chosen"]
+            nll = -float((results["logps/chosen"] * tokens).sum() / tokens.sum())
+            means["preference_loss"], means["loss"] = means["loss"], means["loss"] + self.args.sft_weight * nll
+        if self.compute_metrics is not None:
+            means |= self.compute_metrics(EvalPrediction(predictions=results, label_ids=None))  # type: ignore[arg-type]
+        metrics = output.metrics or {}
+        metrics |= {
+            name if name.startswith(f"{metric_key_prefix}_") else f"{metric_key_prefix}_{name}": value
+            for name, value in means.items()
+        }
+        return EvalLoopOutput(predictions=results, label_ids=None, metrics=metrics, num_samples=output.num_samples)  # type: ignore[arg-type]
+
+
+class SimPOTrainer(PreferenceTrainer):
+    """Train with SimPO (arXiv 2405.14734): no reference model, length-normalised rewards, a target margin.
+
+    Takes the arguments of `PreferenceTrainer`; the objective follows from `args`.
+
+    Example:
+        ```python
+        from datasets import load_dataset
+        from simpo import SimPOConfig, SimPOTrainer
+
+        trainer = SimPOTrainer(
+            model="meta-llama/Meta-Llama-3-8B-Instruct",
+            args=SimPOConfig(output_dir="outputs/llama-3-8b-simpo", beta=10.0, gamma_beta_ratio=0.3),
+            train_dataset=load_dataset("princeton-nlp/llama3-ultrafeedback-armorm", split="train"),
+        )
+        trainer.train()
+        ```
+    """
+
+    def build_objective(self, args: SimPOConfig) -> Objective:
+        """`simpo_loss` at the beta, margin, loss type and label smoothing of `args`."""
+        return functools.partial(
+            simpo_loss,
+            beta=args.beta,
+            gamma_beta_ratio=args.gamma_beta_ratio,
+            loss_type=args.loss_type,
+            label_smoothing=args.label_smoothing,
+        )
+
+
+def _hub_options(args: SimPOConfig) -> dict[str, Any]:
+    options = args.model_init_kwargs or {}
+    return {key: options[key] for key in ("revision", "trust_remote_code") if key in options}
+
+
+def _tokenizer_of(model: str | nn.Module, args: SimPOConfig) -> PreTrainedTokenizerBase:
+    name = model if isinstance(model, str) else getattr(getattr(model, "config", None), "name_or_path", "")
+    if not name:
+        raise ModelError("the model does not know where it came from; pass its tokenizer as processing_class")
+    return load_tokenizer(name, **_hub_options(args))
+
+
+def _tokenized(dataset: Any, tokenizer: Any, args: SimPOConfig, name: str) -> tuple[Dataset, TokenizeReport | None]:
+    if isinstance(dataset, list):
+        dataset = Dataset.from_list(dataset)
+    if not isinstance(dataset, Dataset):
+        raise DataError(
+            f"the {name} dataset is a {type(dataset).__name__}; pass a datasets.Dataset or a list of rows "
+            "(a stream has no length, so steps cannot be planned)"
+        )
+    if is_tokenized(dataset):
+        return dataset, None
+    options = TokenizeOptions(
+        tokenization=args.tokenization,
+        max_length=args.max_length,
+        max_prompt_length=args.max_prompt_length,
+        add_empty_system=args.add_empty_system,
+    )
+    return tokenize_pairs(dataset, tokenizer, options, num_proc=args.dataset_num_proc, desc=name)
+
+
+def _use_one_device_per_process(args: SimPOConfig) -> None:
+    if args.n_gpu > 1:  # torch.nn.DataParallel would cut the packed row in pieces
+        logger.warning(
+            "%d GPUs are visible to one process; using the first. Start with `accelerate launch`", args.n_gpu
+        )
+        args._n_gpu = 1
