@@ -1,0 +1,61 @@
+"""Start worker scripts under the engines that run on a CPU: plain, DDP, ZeRO-2, ZeRO-3."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+WORKERS = Path(__file__).parent / "workers"
+
+
+def environment() -> dict[str, str]:
+    """One thread for each process, no network, no GPU."""
+    return os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(WORKERS.parents[1]), os.environ.get("PYTHONPATH", "")])),
+    }
+
+
+def run(command: list[str], **kwargs: object) -> str:
+    """Run to the end and return what was printed; a failure shows its last lines."""
+    done = subprocess.run(
+        command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600
+    )
+    assert done.returncode == 0, "\n".join(done.stdout.splitlines()[-40:])
+    return done.stdout
+
+
+def torchrun(script: Path, *arguments: str, processes: int = 2) -> str:
+    """Start with torchrun, gloo between the processes."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    return run([*launcher, str(script), *arguments])
+
+
+def deepspeed(stage: int, folder: Path, script: Path, *arguments: str) -> str:
+    """Start with `accelerate launch` and ZeRO on 2 CPU processes."""
+    config = folder / f"zero{stage}.yaml"
+    config.write_text(
+        yaml.safe_dump(
+            {
+                "compute_environment": "LOCAL_MACHINE",
+                "distributed_type": "DEEPSPEED",
+                "deepspeed_config": {
+                    "zero_stage": stage,
+                    "gradient_accumulation_steps": 1,
+                    "zero3_init_flag": False,
+                    "zero3_save_16bit_model": True,
+                },
+                "use_cpu": True,
+                "num_processes": 2,
+                "num_machines": 1,
+                "machine_rank": 0,
+                "mixed_precision": "no",
+            }
+        )
+    )
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
+    return run([*launcher, "--main_process_port", "0", str(script), *arguments])

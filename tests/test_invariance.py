@@ -1,0 +1,77 @@
+"""The optimizer step is the unit: one trajectory for every cut of the step and every engine."""
+
+import json
+import sys
+
+from tests import launching
+import pytest
+
+TRAJECTORY = launching.WORKERS / "trajectory.py"
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory) -> dict:
+    """One process, the whole step in one pack."""
+    return _plain(tmp_path_factory.mktemp("reference"), "per_device_train_batch_size=8")
+
+
+def _plain(folder, *settings: str) -> dict:
+    launching.run([sys.executable, str(TRAJECTORY), str(folder / "out.json"), *settings])
+    report = json.loads((folder / "out.json").read_text())
+    assert report["engine"] == "plain x 1"
+    return report
+
+
+def _assert_same_trajectory(report: dict, reference: dict) -> None:
+    assert len(report["losses"]) == 12  # 44 pairs, 8 a step: the last step of both epochs holds 4
+    assert max(reference["losses"]) - min(reference["losses"]) > 0.3  # the model did learn something
+    for key in ("losses", "margins", "eval"):
+        assert report[key] == pytest.approx(reference[key], abs=1e-4), key
+    assert report["grad_norms"] == pytest.approx(reference["grad_norms"], rel=1e-3)
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("per_device_train_batch_size=1",),
+        ("per_device_train_batch_size=3", "prefix_sharing=false"),
+        ("per_device_train_batch_size=1", "total_train_batch_size=null", "gradient_accumulation_steps=8"),
+        ("per_device_train_batch_size=4", "gradient_checkpointing=true"),
+    ],
+    ids=["8 x 1", "unshared", "accumulation", "checkpointing"],
+)
+def test_one_process(tmp_path, reference, settings) -> None:
+    _assert_same_trajectory(_plain(tmp_path, *settings), reference)
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("size", [1, 4])
+def test_ddp(tmp_path, reference, size) -> None:
+    out = tmp_path / "out.json"
+    launching.torchrun(TRAJECTORY, str(out), f"per_device_train_batch_size={size}")
+    report = json.loads(out.read_text())
+    assert report["engine"] == "DDP x 2"
+    _assert_same_trajectory(report, reference)
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize("stage", [2, 3])
+def test_zero(tmp_path, reference, stage) -> None:
+    out = tmp_path / "out.json"
+    launching.deepspeed(stage, tmp_path, TRAJECTORY, str(out), "per_device_train_batch_size=2")
+    report = json.loads(out.read_text())
+    assert report["engine"] == f"DeepSpeedEngine stage {stage} x 2"
+    _assert_same_trajectory(report, reference)
+
+
+@pytest.mark.multiprocess
+def test_fsdp2(tmp_path) -> None:
+    out = tmp_path / "out.json"
+    launching.torchrun(launching.WORKERS / "fsdp2.py", str(out))
+    for rank in json.loads(out.read_text()):
+        assert len(rank) == 6
+        for variant, result in rank.items():
+            assert result["sharded"], variant
+            assert result["gradient_scale"] > 0.01
+            assert result["value"] < 1e-5 and result["gradient"] < 1e-6, variant

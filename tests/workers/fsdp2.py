@@ -1,0 +1,99 @@
+"""Under torch's own fully_shard on 2 gloo processes: log-probs and gradients against the unsharded model.
+
+Usage: fsdp2.py OUT.json; the report holds the largest differences for each variant.
+"""
+
+import json
+import sys
+from functools import partial
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+from trajectory import pairs
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from simpo.forward import install_packed_forward
+from simpo.logps import response_logps
+from simpo.losses import PairLogps, simpo_loss, step_loss
+from simpo.packing import pack_pairs
+
+INPUTS = ("input_ids", "position_ids", "segments", "source_positions", "target_ids")
+SHAPE = {"vocab_size": 120, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+
+
+def make_model(tied: bool) -> LlamaForCausalLM:
+    """The same random model on every rank."""
+    torch.manual_seed(0)
+    config = LlamaConfig(**SHAPE, num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=tied)
+    model = LlamaForCausalLM(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, 0, 0.1)
+    return install_packed_forward(model)
+
+
+def backward(model, rows, total_pairs: int, world: int) -> torch.Tensor:
+    """One share of a step of `total_pairs` pairs, scaled for engines that average gradients; returns the summed log-probs."""
+    pack = pack_pairs(rows)
+    lengths = torch.stack((pack["chosen_lengths"], pack["rejected_lengths"]), dim=1)
+    sums = response_logps(model(**{key: pack[key] for key in INPUTS}), lengths.flatten())
+    chosen, rejected = sums.view(-1, 2).unbind(1)
+    results = simpo_loss(PairLogps(chosen, rejected, *lengths.unbind(1)), beta=2.0, gamma_beta_ratio=0.5)
+    share = step_loss(
+        results.losses, chosen, pack["pair_weights"], pairs_in_step=total_pairs, chosen_tokens_in_step=100, sft_weight=0.5
+    )
+    (share * world).backward()
+    return sums.detach()
+
+
+def check(rows, *, tied: bool, head_unit: bool, accumulate: bool) -> dict[str, object]:
+    """Shard, run this rank's half of the rows, compare with the whole step on the unsharded model."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    mesh = init_device_mesh("cpu", (world,))
+    reference, model = make_model(tied), make_model(tied)
+    shard = partial(fully_shard, mesh=mesh)
+    for layer in model.model.layers:
+        shard(layer)
+    if head_unit:
+        shard(model.lm_head)
+    shard(model)
+    expected = backward(reference, rows, len(rows), 1)
+    mine = rows[rank::world]
+    cuts = [mine[: len(mine) // 2], mine[len(mine) // 2 :]] if accumulate else [mine]
+    sums = torch.cat([backward(model, cut, len(rows), world) for cut in cuts])
+    gradients = dict(reference.named_parameters())
+    worst = 0.0
+    for name, parameter in model.named_parameters():
+        assert isinstance(parameter, DTensor) and isinstance(parameter.grad, DTensor), name
+        full = parameter.grad.full_tensor()
+        worst = max(worst, (full - gradients[name].grad).abs().max().item())
+    value = (sums - expected.view(-1, 2)[rank::world].flatten()).abs().max().item()
+    head = model.lm_head.weight
+    sharded = isinstance(model, FSDPModule) and head.to_local().shape[0] < head.shape[0]
+    scale = max(parameter.grad.abs().max().item() for parameter in gradients.values())
+    return {"sharded": bool(sharded), "value": value, "gradient": worst, "gradient_scale": scale}
+
+
+def main() -> None:
+    """Run all variants."""
+    dist.init_process_group("gloo")
+    rows = list(pairs(8))
+    report = {
+        f"tied={tied} head_unit={head_unit} accumulate={accumulate}": check(
+            rows, tied=tied, head_unit=head_unit, accumulate=accumulate
+        )
+        for tied, head_unit in ((False, False), (False, True), (True, False))
+        for accumulate in (False, True)
+    }
+    reports: list = [None] * dist.get_world_size()
+    dist.all_gather_object(reports, report)
+    if dist.get_rank() == 0:
+        with open(sys.argv[1], "w") as file:
+            json.dump(reports, file)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
