@@ -7,144 +7,17 @@ flat YAML file can hold all three (`simpo.settings`).
 from __future__ import annotations
 
 import copy
-import logging
 import math
 import os
-from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from transformers import SchedulerType, TrainingArguments
 from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_available
 from trl import ModelConfig
 
+from simpo.checks import find_problems, is_number
 from simpo.errors import ConfigError
-
-logger = logging.getLogger(__name__)
-
-
-class Problem(NamedTuple):
-    """One thing that is wrong: the settings it is about, the one to look at first, and what to write instead."""
-
-    keys: tuple[str, ...]
-    text: str
-
-
-class _Rule(NamedTuple):
-    key: str
-    holds: Callable[[Any], bool]
-    text: str
-
-
-_NUMBER_RULES = (
-    _Rule("beta", lambda v: v > 0, "must be above 0; the paper uses 2 to 10"),
-    _Rule("gamma_beta_ratio", lambda v: v >= 0, "must be 0 or more; the paper uses 0 to 1"),
-    _Rule("sft_weight", lambda v: v >= 0, "must be 0 or more"),
-    _Rule("label_smoothing", lambda v: 0 <= v < 0.5, "must be at least 0 and below 0.5"),
-    _Rule("max_length", lambda v: v > 0, "must be a number of tokens above 0"),
-    _Rule("max_prompt_length", lambda v: v > 0, "must be a number of tokens above 0"),
-    _Rule("learning_rate", lambda v: v >= 0, "must be 0 or more; the paper uses 3e-7 to 1e-6"),
-    _Rule("warmup_steps", lambda v: v >= 0, "must be 0 or more; below 1 it is a part of all steps"),
-    _Rule("per_device_train_batch_size", lambda v: v >= 1, "must be at least 1"),
-    _Rule("per_device_eval_batch_size", lambda v: v >= 1, "must be at least 1"),
-    _Rule("gradient_accumulation_steps", lambda v: v >= 1, "must be at least 1"),
-    _Rule("total_train_batch_size", lambda v: v is None or v >= 1, "must be at least 1, or left out"),
-    _Rule("dataset_num_proc", lambda v: v is None or v >= 1, "must be at least 1, or left out"),
-)
-
-# Settings of transformers.TrainingArguments that the packed, step-wise dataloader cannot honour: refused, never ignored.
-_REFUSED_RULES = (
-    _Rule(
-        "include_num_input_tokens_seen",
-        lambda v: v in ("no", False),
-        "is not supported; leave it out: tokens seen are logged with the other metrics anyway",
-    ),
-    _Rule(
-        "train_sampling_strategy",
-        lambda v: v == "random",
-        "is not supported; leave it out: pairs are shuffled, and micro-batches are formed from whole optimizer steps",
-    ),
-    _Rule(
-        "auto_find_batch_size",
-        lambda v: not v,
-        "is not supported; set total_train_batch_size and lower per_device_train_batch_size until it fits",
-    ),
-    _Rule(
-        "label_smoothing_factor",
-        lambda v: v == 0,
-        "is not used by preference objectives; write label_smoothing for the probability that a pair is swapped",
-    ),
-)
-
-
-def is_number(value: object) -> bool:
-    """True for a finite int or float; bool is not a number here."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def find_problems(values: Mapping[str, Any]) -> list[Problem]:
-    """Every contradiction and out-of-range number among training settings, without building anything.
-
-    `values` maps setting names to values; names that are absent are not checked.
-    """
-    problems = []
-    for key, holds, text in _NUMBER_RULES:
-        if key in values and not ((values[key] is None or is_number(values[key])) and _true(holds, values[key])):
-            problems.append(Problem((key,), f"{key}: {values[key]!r} {text}"))
-    for key, holds, text in _REFUSED_RULES:
-        if key in values and not holds(values[key]):
-            problems.append(Problem((key,), f"{key}: {values[key]!r} {text}"))
-    return problems or _contradictions(values)
-
-
-def _true(holds: Callable[[Any], bool], value: object) -> bool:
-    try:
-        return holds(value)
-    except TypeError:  # None where a number is needed
-        return False
-
-
-def _contradictions(values: Mapping[str, Any]) -> list[Problem]:
-    problems = []
-    length, prompt = values.get("max_length"), values.get("max_prompt_length")
-    if length is not None and prompt is not None and prompt >= length:
-        keys = ("max_prompt_length", "max_length")
-        text = f"max_prompt_length: {prompt} must be below max_length: {length}, or no token is left for a response"
-        problems.append(Problem(keys, text))
-    if values.get("loss_type", "sigmoid") not in ("sigmoid", "hinge"):
-        text = f"loss_type: {values['loss_type']!r} is unknown; write sigmoid or hinge"
-        problems.append(Problem(("loss_type",), text))
-    if values.get("tokenization", "standard") not in ("standard", "paper"):
-        text = f"tokenization: {values['tokenization']!r} is unknown; write standard or paper"
-        problems.append(Problem(("tokenization",), text))
-    if values.get("loss_type") == "hinge" and values.get("label_smoothing"):
-        text = "label_smoothing is not used by loss_type: hinge; leave it out, or write loss_type: sigmoid"
-        problems.append(Problem(("label_smoothing", "loss_type"), text))
-    if values.get("bf16") and values.get("fp16"):
-        problems.append(Problem(("fp16", "bf16"), "bf16 and fp16 cannot both be true; keep bf16: true"))
-    problems += _engine_contradictions(values)
-    return problems
-
-
-def _engine_contradictions(values: Mapping[str, Any]) -> list[Problem]:
-    """DeepSpeed and accelerate settings that would cut or count batches a second time."""
-    problems = []
-    engine = values.get("deepspeed")
-    if isinstance(engine, dict) and engine.get("gradient_accumulation_steps", 1) not in (1, "auto"):
-        given = engine["gradient_accumulation_steps"]
-        text = (
-            f"deepspeed: gradient_accumulation_steps {given!r} must be 'auto': one optimizer step is one engine step "
-            "here; set total_train_batch_size instead"
-        )
-        problems.append(Problem(("deepspeed",), text))
-    loader = values.get("accelerator_config")
-    for name in ("split_batches", "dispatch_batches"):
-        if isinstance(loader, dict) and loader.get(name):
-            text = (
-                f"accelerator_config: {name} is not supported; leave it out: each process plans its own micro-batches"
-            )
-            problems.append(Problem(("accelerator_config",), text))
-    return problems
 
 
 def defaults_of(settings_class: type) -> dict[str, Any]:
@@ -212,7 +85,7 @@ class SimPOConfig(TrainingArguments):
         default=None, metadata={"help": "bf16 autocast. Left out: on where the device has bf16 and fp16 is off."}
     )
     remove_unused_columns: bool = field(default=False, metadata={"help": "The collator picks its own columns."})
-    report_to: None | str | list[str] = field(default="none", metadata={"help": "Experiment trackers, or none."})
+    report_to: str | list[str] | None = field(default="none", metadata={"help": "Experiment trackers, or none."})
     resume_from_checkpoint: str | bool | None = field(  # type: ignore[assignment]
         default=None, metadata={"help": "A checkpoint folder; true: the last one; false: never; left out: automatic."}
     )
@@ -269,7 +142,6 @@ class SimPOConfig(TrainingArguments):
             raise ConfigError(
                 f"model_init_kwargs: {self.model_init_kwargs!r} is not a mapping; write {{name: value}} or JSON"
             )
-        self._settle_devices()
         self._settle_batch(accumulation)
 
     def _settle_names(self) -> None:
@@ -295,15 +167,6 @@ class SimPOConfig(TrainingArguments):
             raise ConfigError(
                 "bf16: true, but no device with bf16 was found; write bf16: false, or use_cpu: true to run on the CPU"
             )
-
-    def _settle_devices(self) -> None:
-        if self.n_gpu > 1:  # one process with several GPUs would mean torch.nn.DataParallel, which cannot split a pack
-            logger.warning(
-                "%d GPUs are visible to this one process: training on the first only. "
-                "Start with `accelerate launch` to use all.",
-                self.n_gpu,
-            )
-            self._n_gpu = 1
 
     def _settle_batch(self, accumulation: int) -> None:
         per_device, world = self.per_device_train_batch_size, self.world_size

@@ -134,13 +134,13 @@ class PreferenceTrainer(Trainer):
     ) -> tuple[Any, Any]:
         with args.main_process_first(desc="tokenising"):
             if train is not None:
-                train, self.train_report = _tokenized(train, tokenizer, args, "train")
+                train, self.train_report = tokenized(train, tokenizer, args, "train")
             if isinstance(evaluation, Mapping) and not isinstance(evaluation, Dataset):
-                named = {name: _tokenized(data, tokenizer, args, name) for name, data in evaluation.items()}
+                named = {name: tokenized(data, tokenizer, args, name) for name, data in evaluation.items()}
                 self.eval_reports = {name: report for name, (_, report) in named.items() if report is not None}
                 return train, {name: data for name, (data, _) in named.items()}
             if evaluation is not None:
-                evaluation, report = _tokenized(evaluation, tokenizer, args, "eval")
+                evaluation, report = tokenized(evaluation, tokenizer, args, "eval")
                 if report is not None:
                     self.eval_reports["eval"] = report
         return train, evaluation
@@ -169,7 +169,7 @@ class PreferenceTrainer(Trainer):
             raise DataError("evaluation needs an eval_dataset; pass one to the trainer or to evaluate()")
         if not is_tokenized(dataset):
             with self.args.main_process_first(desc="tokenising"):
-                dataset, _ = _tokenized(dataset, self.processing_class, self.args, "eval")
+                dataset, _ = tokenized(dataset, self.processing_class, self.args, "eval")
         pairs_per_micro_batch = self.args.per_device_eval_batch_size
         sampler = StepSampler(
             len(dataset),
@@ -364,7 +364,7 @@ def _tokenizer_of(model: str | nn.Module, args: SimPOConfig) -> PreTrainedTokeni
     return load_tokenizer(name, **_hub_options(args))
 
 
-def _tokenized(dataset: Any, tokenizer: Any, args: SimPOConfig, name: str) -> tuple[Dataset, TokenizeReport | None]:
+def tokenized(dataset: Any, tokenizer: Any, args: SimPOConfig, name: str) -> tuple[Dataset, TokenizeReport | None]:
     if isinstance(dataset, list):
         dataset = Dataset.from_list(dataset)
     if not isinstance(dataset, Dataset):

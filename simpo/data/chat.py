@@ -1,0 +1,225 @@
+"""Chat templates: which one is used, whether it works, and what it writes around an answer.
+
+Rendering is the tokenizer's own (`tokenizer.apply_chat_template`); nothing here interprets a template.
+"""
+
+from __future__ import annotations
+
+import os
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+
+from simpo.data.schema import TEMPLATE_FAILS, Message
+from simpo.errors import ConfigError, DataError, SimPOError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TEMPLATE_DIR = Path(__file__).parent / "templates"
+
+# private-use characters: no template writes them, and no data set holds them
+_ASK, _ANSWER = "\ue0f0ask\ue0f0", "\ue0f1answer\ue0f1"
+
+
+def shipped_templates() -> list[str]:
+    """Names of the templates that come with this package."""
+    return sorted(path.stem for path in TEMPLATE_DIR.glob("*.jinja"))
+
+
+def resolve_chat_template(value: str | None, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The jinja text that a `chat_template` setting names.
+
+    Args:
+        value: None, a jinja text, a path to a .jinja file, or the name of a shipped template.
+        tokenizer: the tokenizer whose special tokens the template writes; used to try the template once.
+
+    Returns:
+        The template's text; None where the tokenizer's own is to be used.
+
+    Raises:
+        ConfigError: there is no such file or shipped template, or the template does not compile or render.
+    """
+    if value is None:
+        return None
+    if "{{" in value or "{%" in value:
+        text, name = value, "chat_template"
+    else:
+        text, name = _read_template(value)
+    check_template(tokenizer, text, name, error=ConfigError)
+    return text
+
+
+def _read_template(value: str) -> tuple[str, str]:
+    path = Path(value).expanduser()
+    shipped = TEMPLATE_DIR / f"{value}.jinja"
+    if not path.is_file() and not (os.sep in value or value.endswith(".jinja")) and shipped.is_file():
+        path = shipped
+    if not path.is_file():
+        raise ConfigError(
+            f"chat_template: {value!r} is no jinja text, no file (looked for {path.absolute()}) "
+            f"and no shipped template; shipped: {', '.join(shipped_templates()) or 'none'}"
+        )
+    try:
+        return path.read_text(encoding="utf-8"), f"chat_template {path}"
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"chat_template {path}: cannot be read: {error}") from error
+
+
+def check_template(
+    tokenizer: PreTrainedTokenizerBase, template: str, name: str, error: type[SimPOError] = DataError
+) -> None:
+    """Render one user turn, alone and with an answer, to see that the template works at all.
+
+    Raises:
+        SimPOError: of the given type, with the template's line, where it fails or leaves the texts out.
+    """
+    question = [{"role": "user", "content": _ASK}]
+    for messages, expected in ((question, _ASK), ([*question, {"role": "assistant", "content": _ANSWER}], _ANSWER)):
+        try:
+            text = render(tokenizer, template, [messages])[0]
+        except Exception as cause:
+            raise error(f"{name}: {describe_failure(cause)}; a plain user turn and an answer must render") from cause
+        if expected not in text:
+            raise error(f"{name}: the {messages[-1]['role']} message does not appear in the rendered text {text!r}")
+
+
+def describe_failure(cause: BaseException) -> str:
+    """A template's failure in one line: jinja's message and the template's line where it is known."""
+    line = getattr(cause, "lineno", None)
+    if line is None:
+        frames = [frame.lineno for frame in traceback.extract_tb(cause.__traceback__) if frame.filename == "<template>"]
+        line = frames[-1] if frames else None
+    kind = "does not compile" if isinstance(cause, jinja2.TemplateSyntaxError) else "fails"
+    text = str(cause).strip().splitlines()
+    return f"the chat template {kind}{f' at line {line}' if line else ''}: {text[0] if text else type(cause).__name__}"
+
+
+def own_template(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The tokenizer's chat template.
+
+    Raises:
+        DataError: it has none, and the data are messages.
+    """
+    try:
+        return tokenizer.get_chat_template()
+    except ValueError as error:
+        raise DataError(
+            f"the data are messages and the tokenizer {tokenizer.name_or_path!r} has no chat template; "
+            f"set chat_template (shipped: {', '.join(shipped_templates()) or 'none'})"
+        ) from error
+
+
+def render(
+    tokenizer: PreTrainedTokenizerBase,
+    template: str,
+    conversations: list[list[Message]],
+    *,
+    add_generation_prompt: bool = False,
+) -> list[str]:
+    """Texts of conversations; raises what the template raises."""
+    return tokenizer.apply_chat_template(  # type: ignore[return-value]
+        conversations, chat_template=template, tokenize=False, add_generation_prompt=add_generation_prompt
+    )
+
+
+def render_rows(
+    tokenizer: PreTrainedTokenizerBase,
+    template: str,
+    conversations: list[list[Message]],
+    *,
+    add_generation_prompt: bool = False,
+) -> list[tuple[str, str | None]]:
+    """Texts of conversations, each with None, or with the drop cause where the template refuses the row."""
+
+    def render_all(rows: list[list[Message]]) -> list[str]:
+        return render(tokenizer, template, rows, add_generation_prompt=add_generation_prompt)
+
+    try:
+        return [(text, None) for text in render_all(conversations)] if conversations else []
+    except Exception:  # a template may raise anything; find the rows it refuses
+        rows: list[tuple[str, str | None]] = []
+        for conversation in conversations:
+            try:
+                rows.append((render_all([conversation])[0], None))
+            except Exception as cause:
+                rows.append(("", f"{TEMPLATE_FAILS}: {(str(cause).strip() or type(cause).__name__)[:120]}"))
+        return rows
+
+
+def with_empty_system(messages: list[Message], template: str) -> list[Message]:
+    """Put an empty system turn first, where the template knows system turns and the conversation has none."""
+    if messages[0]["role"] in ("system", "developer") or not ("system" in template or "<|im_start|>" in template):
+        return messages
+    return [{"role": "system", "content": ""}, *messages]
+
+
+@dataclass(frozen=True)
+class ChatFormat:
+    """What a template writes around a user turn and an answer.
+
+    Args:
+        template: its jinja text.
+        end_of_turn: id of the first special token after an answer; None where the template writes none.
+        after_answer: everything written after an answer.
+        trailing_ids: how many tokens follow the end-of-turn token.
+        user_header: what stands between an answer and the next user text, less what ends the answer.
+    """
+
+    template: str
+    end_of_turn: int | None
+    after_answer: str
+    trailing_ids: int
+    user_header: str
+
+
+def inspect_template(tokenizer: PreTrainedTokenizerBase, template: str) -> ChatFormat:
+    """Find out what the template writes after an answer and before a user text.
+
+    Raises:
+        DataError: the template does not compile, fails on one user turn with an answer, or leaves the texts out.
+    """
+    check_template(tokenizer, template, f"tokenizer {tokenizer.name_or_path!r}")
+    turns = [{"role": "user", "content": _ASK}, {"role": "assistant", "content": _ANSWER}]
+    after = render(tokenizer, template, [turns])[0].rsplit(_ANSWER, 1)[1]
+    tail = tokenizer(after, add_special_tokens=False, verbose=False)["input_ids"] if after else []
+    ends = special_ids(tokenizer)
+    at = next((index for index, token in enumerate(tail) if token in ends), None)
+    return ChatFormat(
+        template=template,
+        end_of_turn=None if at is None else tail[at],
+        after_answer=after,
+        trailing_ids=0 if at is None else len(tail) - at - 1,
+        user_header=_user_header(tokenizer, template, turns, after if at is None else _token_text(tokenizer, tail[at])),
+    )
+
+
+def _token_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
+    return str(tokenizer.convert_ids_to_tokens(token))
+
+
+def _user_header(tokenizer: PreTrainedTokenizerBase, template: str, turns: list[Message], end: str) -> str:
+    follow_up = _ASK + "again"
+    text, cause = render_rows(tokenizer, template, [[*turns, {"role": "user", "content": follow_up}]])[0]
+    if cause is not None or _ANSWER not in text or follow_up not in text:
+        return ""
+    between = text.rsplit(_ANSWER, 1)[1].split(follow_up, 1)[0]
+    return between.partition(end)[2].lstrip() if end else between
+
+
+def head_text(tokenizer: PreTrainedTokenizerBase, chat: ChatFormat, system: list[Message]) -> str:
+    """What a rendered conversation begins with: BOS and the system turn, given or the template's default."""
+    text, cause = render_rows(tokenizer, chat.template, [[*system, {"role": "user", "content": _ASK}]])[0]
+    if cause is not None or _ASK not in text:
+        return ""
+    return text.split(_ASK, 1)[0].removesuffix(chat.user_header)
+
+
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """Ids that can end a turn: special and added tokens, without added whitespace (Gemma's newlines)."""
+    added: dict[int, Any] = tokenizer.added_tokens_decoder
+    visible = frozenset(token for token, entry in added.items() if str(entry).strip())
+    return visible | frozenset(tokenizer.all_special_ids)

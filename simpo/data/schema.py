@@ -1,0 +1,223 @@
+"""The row formats of preference data, and one row brought to one shape: prompt, chosen, rejected.
+
+Formats (those of TRL):
+    text              prompt, chosen and rejected are texts; no chat template is applied
+    messages          prompt, chosen and rejected are lists of messages {"role": ..., "content": ...}
+    conversations     chosen and rejected are whole conversations; the prompt is what they share
+    UltraFeedback     conversations with the prompt repeated as a text beside them; the conversations win
+Other columns are ignored. A row that cannot be trained on becomes a cause (one of `DROP_CAUSES`), never an error.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+from datasets import Features, Json, LargeList, List, Value
+
+from simpo.errors import DataError
+
+Message = dict[str, Any]
+Content = str | list[Message]
+
+RAW_COLUMNS = ("prompt", "chosen", "rejected")
+TOKEN_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
+
+MISSING_FIELD = "chosen or rejected is missing"
+NO_PROMPT = "no prompt"
+MALFORMED = "malformed messages"
+UNKNOWN_ROLE = "unknown role"
+ROLE_ORDER = "roles out of order"
+EARLY_SPLIT = "conversations differ before the last turn"
+EMPTY_RESPONSE = "empty response"
+EQUAL = "chosen equals rejected"
+# found while rendering and tokenising
+TEMPLATE_FAILS = "template fails"
+PROMPT_REWRITTEN = "template rewrites the prompt"
+EQUAL_AFTER_CUT = "responses equal once truncated"
+PROMPT_DIFFERS = "prompt differs between sides"
+
+DROP_CAUSES: dict[str, str] = {
+    MISSING_FIELD: "fill both columns in these rows",
+    NO_PROMPT: "give each row a prompt, or whole conversations that start with the same user turn on both sides",
+    MALFORMED: 'write every message as {"role": ..., "content": text}, and all three columns of a row in one form',
+    UNKNOWN_ROLE: "rename the roles to system, user, assistant or tool",
+    ROLE_ORDER: "system first if at all, then user and assistant in turn; the prompt ends before the assistant's turn",
+    EARLY_SPLIT: "keep one answer on each side: both conversations must be the same up to their last message",
+    EMPTY_RESPONSE: "remove these rows, or generate their answers again",
+    EQUAL: "remove these rows: they carry no preference",
+    TEMPLATE_FAILS: "change the rows, or set chat_template to one that accepts them (after the colon: its own message)",
+    PROMPT_REWRITTEN: "set chat_template to one that renders the prompt the same with and without an answer after it",
+    EQUAL_AFTER_CUT: "raise max_length",
+    PROMPT_DIFFERS: "use tokenization: standard",
+}
+"""Why a row is dropped -> what to do about it."""
+
+_ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
+_NEXT_ROLES = {
+    "": {"system", "developer", "user"},
+    "system": {"user"},
+    "developer": {"user"},
+    "user": {"assistant"},
+    "assistant": {"user", "tool"},
+    "tool": {"tool", "assistant", "user"},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One preference: either three texts, or a list of messages and two answers of one assistant message each."""
+
+    prompt: Content
+    chosen: Content
+    rejected: Content
+
+    @property
+    def is_text(self) -> bool:
+        return isinstance(self.prompt, str)
+
+    def texts(self) -> tuple[str, str, str]:
+        """Prompt, chosen and rejected of a pair of texts."""
+        return cast(tuple[str, str, str], (self.prompt, self.chosen, self.rejected))
+
+    def messages(self) -> tuple[list[Message], list[Message], list[Message]]:
+        """Prompt, chosen and rejected of a pair of messages."""
+        return cast(tuple[list[Message], list[Message], list[Message]], (self.prompt, self.chosen, self.rejected))
+
+
+def normalise(row: Mapping[str, Any]) -> Pair | str:
+    """Bring one row to a `Pair`.
+
+    Args:
+        row: the columns of one row; `prompt` may be absent or None.
+
+    Returns:
+        The pair, or the cause for which the row cannot be trained on (a key of `DROP_CAUSES`).
+    """
+    prompt, chosen, rejected = (row.get(column) for column in RAW_COLUMNS)
+    if chosen is None or rejected is None:
+        return MISSING_FIELD
+    if isinstance(chosen, str) and isinstance(rejected, str):
+        return _normalise_text(prompt, chosen, rejected)
+    chosen_messages, rejected_messages = _messages(chosen), _messages(rejected)
+    if isinstance(chosen_messages, str):
+        return chosen_messages
+    if isinstance(rejected_messages, str):
+        return rejected_messages
+    if not chosen_messages or not rejected_messages:
+        return EMPTY_RESPONSE
+    # answers only, so the prompt column is needed; whole conversations carry their own prompt
+    if isinstance(prompt, list) and prompt and chosen_messages[0].get("role") == "assistant":
+        prompt_messages = _messages(prompt)
+        if isinstance(prompt_messages, str):
+            return prompt_messages
+    else:
+        shared = _shared_length(chosen_messages, rejected_messages)
+        prompt_messages = chosen_messages[:shared]
+        chosen_messages, rejected_messages = chosen_messages[shared:], rejected_messages[shared:]
+    return _check_messages(prompt_messages, chosen_messages, rejected_messages)
+
+
+def _normalise_text(prompt: Any, chosen: str, rejected: str) -> Pair | str:
+    if prompt is not None and not isinstance(prompt, str):
+        return MALFORMED
+    if prompt is None or not prompt.strip():
+        return NO_PROMPT
+    if not chosen.strip() or not rejected.strip():
+        return EMPTY_RESPONSE
+    return EQUAL if chosen == rejected else Pair(prompt, chosen, rejected)
+
+
+def _messages(value: Any) -> list[Message] | str:
+    """The messages of a column without null keys (Arrow fills them in), or a drop cause."""
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        return MALFORMED
+    messages = []
+    for entry in value:
+        if not isinstance(entry, Mapping) or not isinstance(entry.get("role"), str):
+            return MALFORMED
+        message = {key: item for key, item in entry.items() if item is not None}
+        if not isinstance(message.get("content", "" if message.get("tool_calls") else None), str):
+            return MALFORMED
+        messages.append(message)
+    return messages
+
+
+def _shared_length(chosen: list[Message], rejected: list[Message]) -> int:
+    """How many leading messages both conversations have in common."""
+    shared = 0
+    for left, right in zip(chosen, rejected, strict=False):
+        # notes beside a message (scores, ids) may differ between the sides
+        if any(left.get(key) != right.get(key) for key in ("role", "content", "tool_calls")):
+            break
+        shared += 1
+    return shared
+
+
+def _check_messages(prompt: list[Message], chosen: list[Message], rejected: list[Message]) -> Pair | str:
+    if not chosen and not rejected:
+        return EQUAL
+    if not any(message["role"] not in ("system", "developer") for message in prompt):
+        return NO_PROMPT
+    if any(message["role"] not in _ROLES for message in [*prompt, *chosen, *rejected]):
+        return UNKNOWN_ROLE
+    if len(chosen) != 1 or len(rejected) != 1:
+        return EARLY_SPLIT
+    for answer in (chosen, rejected):
+        roles = [message["role"] for message in [*prompt, *answer]]
+        if roles[-1] != "assistant" or any(b not in _NEXT_ROLES[a] for a, b in zip(["", *roles], roles, strict=False)):
+            return ROLE_ORDER
+    texts = [answer[0].get("content", "") for answer in (chosen, rejected)]
+    if not all(text.strip() for text in texts):
+        return EMPTY_RESPONSE
+    return EQUAL if texts[0] == texts[1] else Pair(prompt, chosen, rejected)
+
+
+def check_columns(features: Features, where: str) -> None:
+    """Refuse a source that no row of which can be a pair.
+
+    Args:
+        features: the columns of the source and their types.
+        where: the source's name for the message.
+
+    Raises:
+        DataError: a column is missing or has a type that is neither text nor messages.
+    """
+    missing = [column for column in ("chosen", "rejected") if column not in features]
+    if missing:
+        raise DataError(
+            f"{where}: no column {' and no column '.join(missing)} (its columns: {', '.join(features) or 'none'}); "
+            "rename the preferred answer's column to chosen and the other to rejected"
+        )
+    kinds = {column: _kind(features[column]) for column in RAW_COLUMNS if column in features}
+    for column, kind in kinds.items():
+        if kind == "other" and not (column == "prompt" and kinds["chosen"] == "messages"):
+            raise DataError(
+                f"{where}: column {column} has type {features[column]!r}; "
+                'write text, or a list of messages {"role": ..., "content": ...}'
+            )
+    if {kinds["chosen"], kinds["rejected"]} == {"text", "messages"}:
+        raise DataError(
+            f"{where}: column chosen holds {kinds['chosen']} and column rejected {kinds['rejected']}; use one form"
+        )
+    if kinds["chosen"] == "text" and kinds.get("prompt") in (None, "messages"):
+        raise DataError(
+            f"{where}: chosen and rejected are texts and there is no text column prompt "
+            f"(its columns: {', '.join(features)}); add the prompt, or write whole conversations as messages"
+        )
+
+
+def holds_messages(features: Features) -> bool:
+    """Whether every row is made of messages (False also where rows of both forms are mixed)."""
+    return _kind(features["chosen"]) == "messages"
+
+
+def _kind(feature: Any) -> Literal["text", "messages", "any", "other"]:
+    if isinstance(feature, Json):
+        return "any"
+    if isinstance(feature, Value):
+        return "text" if feature.dtype in ("string", "large_string") else "other"
+    if isinstance(feature, List | LargeList):
+        return "messages" if isinstance(feature.feature, dict | Json) else "other"
+    if isinstance(feature, list):  # the older spelling of a list feature
+        return "messages" if len(feature) == 1 and isinstance(feature[0], dict) else "other"
+    return "other"

@@ -1,0 +1,94 @@
+"""Making a tokenised pair fit into max_length, in the two ways that the tokenisation modes define."""
+
+from collections.abc import Callable
+
+from simpo.data.schema import EMPTY_RESPONSE, EQUAL, EQUAL_AFTER_CUT
+
+PROMPT_CUT = "prompt shortened"
+SYSTEM_CUT = "system turn lost"
+CHOSEN_CUT = "chosen shortened"
+REJECTED_CUT = "rejected shortened"
+TEXT_AFTER_END = "text after an end-of-turn token removed"
+
+TRUNCATION_CAUSES: dict[str, str] = {
+    PROMPT_CUT: "raise max_length, or max_prompt_length",
+    SYSTEM_CUT: "raise max_prompt_length: the system turn is more than half of it",
+    CHOSEN_CUT: "raise max_length, or lower max_prompt_length",
+    REJECTED_CUT: "raise max_length, or lower max_prompt_length",
+    TEXT_AFTER_END: "remove special tokens from the texts of these rows",
+}
+"""What was shortened -> what to do about it."""
+
+
+class TokenPair:
+    """Token ids of one pair, and what was cut from them.
+
+    Args:
+        prompt, chosen, rejected: token ids; the prompt is shared by both sides.
+    """
+
+    __slots__ = ("chosen", "cuts", "prompt", "rejected")
+
+    def __init__(self, prompt: list[int], chosen: list[int], rejected: list[int]) -> None:
+        self.prompt, self.chosen, self.rejected = prompt, chosen, rejected
+        self.cuts: list[str] = []
+
+    def drop_cause(self) -> str | None:
+        """Why this pair cannot be trained on, if so; an empty side would be 0/0 in the length-normalised reward."""
+        if not self.prompt or not self.chosen or not self.rejected:
+            return EMPTY_RESPONSE
+        if self.chosen == self.rejected:
+            return EQUAL_AFTER_CUT if CHOSEN_CUT in self.cuts or REJECTED_CUT in self.cuts else EQUAL
+        return None
+
+
+def truncate_standard(
+    pair: TokenPair, max_length: int, max_prompt_length: int, head_length: Callable[[TokenPair], tuple[int, int]]
+) -> None:
+    """Cut what does not fit, and nothing else.
+
+    The prompt gives way first, from its left, as far as needed and at most down to max_prompt_length tokens; its head
+    stays. What then exceeds max_length is cut from the end of each response by that response's own budget.
+
+    Args:
+        pair: changed in place.
+        max_length: bound on prompt plus one response, in tokens.
+        max_prompt_length: a prompt is never cut below this; less than max_length.
+        head_length: tokens of BOS, and of BOS with the system turn, at the prompt's start; asked only where needed.
+    """
+    longer = max(len(pair.chosen), len(pair.rejected))
+    length = max(max_length - longer, min(len(pair.prompt), max_prompt_length))
+    if length < len(pair.prompt):
+        bos, head = head_length(pair)
+        if head > max(bos, length // 2):
+            # a system turn that leaves no room for the question is worth less than the question
+            head = bos
+            pair.cuts.append(SYSTEM_CUT)
+        head = min(head, length)
+        pair.prompt = pair.prompt[:head] + pair.prompt[len(pair.prompt) - (length - head) :]
+        pair.cuts.append(PROMPT_CUT)
+    _cut_responses(pair, max_length - len(pair.prompt))
+
+
+def truncate_paper(pair: TokenPair, max_length: int, max_prompt_length: int) -> None:
+    """Cut as the published implementation does.
+
+    If prompt plus longer response exceeds max_length, the prompt keeps its last max_prompt_length tokens, BOS or not;
+    if it still exceeds, both responses keep their first max_length - max_prompt_length tokens.
+    """
+    longer = max(len(pair.chosen), len(pair.rejected))
+    if len(pair.prompt) + longer > max_length:
+        if len(pair.prompt) > max_prompt_length:
+            pair.prompt = pair.prompt[-max_prompt_length:]
+            pair.cuts.append(PROMPT_CUT)
+        if len(pair.prompt) + longer > max_length:
+            _cut_responses(pair, max_length - max_prompt_length)
+
+
+def _cut_responses(pair: TokenPair, budget: int) -> None:
+    if len(pair.chosen) > budget:
+        pair.chosen = pair.chosen[:budget]
+        pair.cuts.append(CHOSEN_CUT)
+    if len(pair.rejected) > budget:
+        pair.rejected = pair.rejected[:budget]
+        pair.cuts.append(REJECTED_CUT)

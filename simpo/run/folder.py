@@ -1,0 +1,109 @@
+"""The output folder: what may be written where, which checkpoint a run goes on from, and whether it is its own."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from simpo.errors import ConfigError, ModelError
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "run_manifest.json"
+IDENTITY = "run_identity.json"  # written into a checkpoint last: its presence says that the checkpoint is whole
+
+
+def checkpoints(output_dir: str | Path) -> list[Path]:
+    """Complete checkpoints of a folder, oldest first."""
+    found = [path for path in Path(output_dir).glob("checkpoint-*") if path.name.split("-")[-1].isdigit()]
+    complete = [path for path in found if (path / IDENTITY).is_file() and (path / "trainer_state.json").is_file()]
+    return sorted(complete, key=lambda path: int(path.name.split("-")[-1]))
+
+
+def is_finished(output_dir: str | Path) -> bool:
+    """Whether a run in this folder came to its end."""
+    manifest = Path(output_dir) / MANIFEST
+    return manifest.is_file() and json.loads(manifest.read_text()).get("status") == "finished"
+
+
+def find_checkpoint(output_dir: str | Path, resume: str | bool | None, *, overwrite: bool) -> Path | None:
+    """The checkpoint to go on from, or None for a fresh start.
+
+    Args:
+        output_dir: folder of the run.
+        resume: a checkpoint's path; True for the last one; False for a fresh start; None for whatever is there.
+        overwrite: start afresh in a folder that holds something; its checkpoints are removed by `clear`.
+
+    Raises:
+        ConfigError: the folder holds something that a run must not overwrite, or no such checkpoint.
+    """
+    folder = Path(output_dir)
+    if isinstance(resume, str):
+        path = Path(resume)
+        if not (path / "trainer_state.json").is_file():
+            raise ConfigError(f"resume_from_checkpoint: {resume} holds no trainer_state.json; name a checkpoint-N folder")
+        return path
+    last = next(reversed(checkpoints(folder)), None)
+    if resume is True and last is None:
+        raise ConfigError(f"resume_from_checkpoint: {folder} holds no complete checkpoint; leave it out to start afresh")
+    if resume is True:
+        return last
+    if overwrite or not folder.exists() or not any(folder.iterdir()):
+        return None
+    if is_finished(folder):
+        raise ConfigError(f"output_dir: {folder} holds a finished run; choose another folder, or give --overwrite")
+    if last is None or resume is False:
+        raise ConfigError(
+            f"output_dir: {folder} is not empty" + ("" if last else " and holds no complete checkpoint to go on from")
+            + "; choose another folder, or give --overwrite to start afresh in it"
+        )  # fmt: skip
+    return last
+
+
+def clear(output_dir: str | Path) -> None:
+    """Remove the checkpoints of an earlier run, so that none can be mistaken for one of the new run."""
+    for path in Path(output_dir).glob("checkpoint-*"):
+        shutil.rmtree(path)
+
+
+def check_identity(checkpoint: Path, identity: dict[str, Any]) -> None:
+    """Refuse to go on from the checkpoint of another run.
+
+    Raises:
+        ModelError: with every setting that differs.
+    """
+    file = checkpoint / IDENTITY
+    if not file.is_file():
+        logger.warning("%s does not say which run wrote it; its settings cannot be compared", checkpoint)
+        return
+    saved = json.loads(file.read_text())
+    now = json.loads(json.dumps(identity))  # the same types as in the file
+    differences = [
+        f"{key}: {saved.get(key)!r} there, {now.get(key)!r} here"
+        for key in sorted(saved.keys() | now.keys())
+        if saved.get(key) != now.get(key)
+    ]
+    if differences:
+        raise ModelError(
+            f"{checkpoint} belongs to another run:\n  "
+            + "\n  ".join(differences)
+            + "\nUse the settings it was written with, or start afresh in another output_dir"
+        )
+
+
+class IdentityCallback(TrainerCallback):
+    """Marks every checkpoint, once it is whole, with the settings that fix the run's trajectory."""
+
+    def __init__(self, identity: dict[str, Any]) -> None:
+        self.identity = identity
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Called by transformers after a checkpoint was written."""
+        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+        if state.is_world_process_zero and folder.is_dir():
+            (folder / IDENTITY).write_text(json.dumps(self.identity, indent=2, sort_keys=True))

@@ -1,0 +1,160 @@
+"""`run_manifest.json`: everything that one needs to repeat a run, or to see why a repeat differs."""
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from simpo.config import SimPOConfig
+from simpo.run.folder import MANIFEST
+from simpo.settings import RunSettings
+
+_PACKAGES = (
+    "simpo", "torch", "transformers", "trl", "accelerate", "datasets", "peft", "deepspeed", "tokenizers", "flash-attn",
+    "bitsandbytes", "numpy",
+)  # fmt: skip
+
+# Settings that fix which numbers a run computes. How a step is cut (devices, engine, micro-batch) is not among them.
+_IDENTITY = (
+    "beta", "gamma_beta_ratio", "sft_weight", "label_smoothing", "loss_type", "max_length", "max_prompt_length",
+    "tokenization", "add_empty_system", "total_train_batch_size", "learning_rate", "lr_scheduler_type", "warmup_steps",
+    "num_train_epochs", "max_steps", "optim", "weight_decay", "max_grad_norm", "seed", "data_seed",
+    "dataloader_drop_last", "disable_dropout",
+)  # fmt: skip
+
+
+def run_identity(settings: RunSettings, tokenizer: PreTrainedTokenizerBase, train_pairs: int) -> dict[str, Any]:
+    """What must agree between a checkpoint and the run that goes on from it."""
+    identity: dict[str, Any] = {key: getattr(settings.training, key) for key in _IDENTITY}
+    identity["lr_scheduler_type"] = str(identity["lr_scheduler_type"]).removeprefix("SchedulerType.").lower()
+    identity["optim"] = str(identity["optim"]).removeprefix("OptimizerNames.").lower()
+    model = settings.model
+    identity |= {
+        "model_name_or_path": model.model_name_or_path,
+        "model_revision": model.model_revision,
+        "lora": [model.lora_r, model.lora_alpha, model.lora_target_modules] if model.use_peft else None,
+        "train_pairs": train_pairs,
+        "tokenizer": tokenizer_hash(tokenizer),
+        "chat_template": text_hash(tokenizer.chat_template),
+    }
+    return identity
+
+
+def text_hash(text: Any) -> str | None:
+    """First 16 hex digits of the SHA-256 of a text; None for None."""
+    if text is None:
+        return None
+    content = text if isinstance(text, str) else json.dumps(text, sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Hash of the vocabulary, merges and special tokens, wherever the tokenizer lies on disk."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        return text_hash(backend.to_str() + json.dumps(tokenizer.special_tokens_map, sort_keys=True, default=str))
+    return text_hash(json.dumps(tokenizer.get_vocab(), sort_keys=True))
+
+
+def rendered_example(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """How the chat template renders a small conversation; None without a template."""
+    if tokenizer.chat_template is None:
+        return None
+    messages = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hi there."}]
+    return str(tokenizer.apply_chat_template(messages, tokenize=False))
+
+
+def package_versions() -> dict[str, str | None]:
+    """Versions of what a run stands on; None where a package is absent."""
+
+    def version(name: str) -> str | None:
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            return None
+
+    return {name: version(name) for name in _PACKAGES}
+
+
+def git_commit(folder: Path) -> str | None:
+    """Commit of the checkout that holds `folder`, with "+changes" where files differ from it; None outside one."""
+    try:
+        commit = _git(folder, "rev-parse", "HEAD")
+        return commit + ("+changes" if _git(folder, "status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True, timeout=10)
+    return done.stdout.strip()
+
+
+def effective_batch(args: SimPOConfig) -> dict[str, int]:
+    """How a step of pairs is spread: devices x micro-batches x pairs."""
+    assert args.total_train_batch_size is not None
+    return {
+        "pairs_per_step": args.total_train_batch_size,
+        "devices": args.world_size,
+        "micro_batches_per_device": args.micro_batches_per_step,
+        "pairs_per_micro_batch": args.per_device_train_batch_size,
+    }
+
+
+def build_manifest(
+    settings: RunSettings,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    train_dataset: Any,
+    data_report: dict[str, Any],
+    master_dtype: str,
+    engine: str,
+    resumed_from: Path | None,
+) -> dict[str, Any]:
+    """The manifest of a run that is about to start."""
+    first = [train_dataset[row] for row in range(min(2, len(train_dataset)))]
+    keys = ("prompt_ids", "chosen_ids", "rejected_ids")
+    return {
+        "status": "running",
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": sys.argv,
+        "files": [str(path) for path in settings.files],
+        "settings": settings.resolved,
+        "conversions": settings.conversions,
+        "gamma": settings.training.gamma,
+        "effective_batch": effective_batch(settings.training),
+        "engine": engine,
+        "master_dtype": master_dtype,
+        "resumed_from": str(resumed_from) if resumed_from else None,
+        "packages": package_versions(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "simpo_commit": git_commit(Path(__file__).parent),
+        "tokenizer_hash": tokenizer_hash(tokenizer),
+        "chat_template_hash": text_hash(tokenizer.chat_template),
+        "rendered_example": rendered_example(tokenizer),
+        "data": data_report,
+        "first_pairs": [
+            {key: list(map(int, pair[key])) for key in keys}
+            | {f"{key[:-4]}_text": tokenizer.decode(pair[key]) for key in keys}
+            for pair in first
+        ],
+    }
+
+
+def write_manifest(output_dir: str | Path, manifest: dict[str, Any]) -> None:
+    """Write the manifest in one piece: a reader sees the old one or the new one."""
+    path = Path(output_dir) / MANIFEST
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(manifest, indent=2, ensure_ascii=False, default=str) + "\n")
+    part.replace(path)

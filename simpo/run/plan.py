@@ -1,0 +1,96 @@
+"""What is about to happen, in a few lines, before it costs anything."""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from simpo.config import SimPOConfig
+from simpo.settings import RunSettings, recommendations
+
+
+def steps_per_epoch(pairs: int, args: SimPOConfig) -> int:
+    """Optimizer steps in one pass over `pairs` pairs; the last may hold fewer."""
+    assert args.total_train_batch_size is not None
+    cut = math.floor if args.dataloader_drop_last else math.ceil
+    return cut(pairs / args.total_train_batch_size)
+
+
+def total_steps(pairs: int, args: SimPOConfig) -> int:
+    """Optimizer steps of the whole run."""
+    return args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps_per_epoch(pairs, args))
+
+
+def plan_lines(
+    settings: RunSettings,
+    *,
+    model_line: str,
+    train_pairs: int,
+    eval_pairs: Mapping[str, int],
+    data_lines: Iterable[str],
+    master_dtype: str,
+    engine: str,
+) -> list[str]:
+    """The plan of a run for people to read.
+
+    Args:
+        settings: of the run.
+        model_line: what is trained.
+        train_pairs: pairs that remain for training.
+        eval_pairs: the same for each evaluation set.
+        data_lines: what was dropped and cut, by cause.
+        master_dtype: sentence on the dtype of the weights.
+        engine: what drives the run.
+    """
+    args = settings.training
+    steps = total_steps(train_pairs, args)
+    evaluation = ", ".join(f"{name} {pairs:,}" for name, pairs in eval_pairs.items()) or "none"
+    rows = [
+        ("model", model_line),
+        ("weights", master_dtype),
+        ("objective", _objective(args)),
+        ("pairs", f"{train_pairs:,} to train, evaluation: {evaluation}"),
+        ("lengths", f"max_length {args.max_length}, max_prompt_length {args.max_prompt_length}, {args.tokenization}"),
+        ("batch", _batch(args)),
+        ("steps", f"{steps:,} optimizer steps ({args.num_train_epochs:g} epochs of {steps_per_epoch(train_pairs, args):,})"),
+        ("schedule", _schedule(args, steps)),
+        ("engine", engine),
+        ("output", str(args.output_dir)),
+    ]
+    lines = ["Plan"]
+    lines += [f"  {name:<10} {value}" for name, value in rows]
+    lines += ["Data", *(f"  {line}" for line in data_lines)]
+    lines += ["Chosen and recommended", *(f"  {line}" for line in recommendations(settings))]
+    if settings.conversions:
+        lines += ["Converted settings", *(f"  {line}" for line in settings.conversions)]
+    return lines
+
+
+def _objective(args: SimPOConfig) -> str:
+    text = f"SimPO {args.loss_type}: beta {args.beta:g}, gamma {args.gamma:g} (gamma_beta_ratio {args.gamma_beta_ratio:g})"
+    extras = {"sft_weight": args.sft_weight, "label_smoothing": args.label_smoothing}
+    return text + "".join(f", {name} {value:g}" for name, value in extras.items() if value)
+
+
+def _batch(args: SimPOConfig) -> str:
+    sharing = "prompts shared" if args.prefix_sharing else "prompts repeated"
+    return (
+        f"{args.world_size} devices x {args.micro_batches_per_step} micro-batches x up to "
+        f"{args.per_device_train_batch_size} pairs = {args.total_train_batch_size} pairs a step ({sharing}, no padding)"
+    )
+
+
+def _schedule(args: SimPOConfig, steps: int) -> str:
+    kind = str(args.lr_scheduler_type).removeprefix("SchedulerType.").lower()
+    return f"{kind}, peak {args.learning_rate:g} after {args.get_warmup_steps(steps)} warm-up steps"
+
+
+def model_line(name: str, config: Any, settings: RunSettings) -> str:
+    """Name, architecture and what of it is trained."""
+    text = config.get_text_config()
+    model = settings.model
+    trained = "all weights"
+    if model.use_peft:
+        quantised = "4-bit " if model.load_in_4bit else "8-bit " if model.load_in_8bit else ""
+        trained = f"LoRA rank {model.lora_r} on {model.lora_target_modules or 'the default modules'}, {quantised}base frozen"
+    shape = f"{config.model_type}, {text.num_hidden_layers} layers x {text.hidden_size}, vocabulary {text.vocab_size:,}"
+    return f"{name} ({shape}); {trained}"

@@ -1,0 +1,293 @@
+"""One flat YAML file (or several, a later one wins) plus overrides -> typed, checked settings of a run.
+
+Everything that can be known from the text alone is checked before `SimPOConfig` is built, because building it starts
+accelerate and looks for devices.
+"""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+from simpo.checks import find_problems, is_number
+from simpo.config import DataConfig, ModelSettings, SimPOConfig, defaults_of
+from simpo.errors import ConfigError
+from simpo.fieldtypes import FieldType, Misfit, field_types
+from simpo.oldnames import ALIASES, GAMMA_NAMES, OLD_NAMES, RENAMED, convert, show
+from simpo.sources import Entry, read_overrides, read_yaml
+
+Paths = str | Path | Sequence[str | Path]
+
+# model_init_kwargs is passed on to from_pretrained; these have a setting of their own.
+_INIT_SETTINGS = {
+    "attn_implementation": "attn_implementation",
+    "dtype": "dtype",
+    "revision": "model_revision",
+    "torch_dtype": "dtype",
+    "trust_remote_code": "trust_remote_code",
+}
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Everything that a run was told.
+
+    Attributes:
+        model: what is trained.
+        data: what is read.
+        training: how it is trained.
+        resolved: every setting that was given, by its present name, converted and typed; tokens are masked.
+        conversions: one line `old -> new` per old name or reinterpreted value.
+        files: the settings files, in the order in which they were read.
+    """
+
+    model: ModelSettings
+    data: DataConfig
+    training: SimPOConfig
+    resolved: dict[str, Any]
+    conversions: list[str]
+    files: list[Path]
+
+
+class _Report:
+    """Collects problems, so that one run of the checks shows them all."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def add(self, where: str, text: str) -> None:
+        self.lines.append(f"{where}: {text}")
+
+    def stop_if_any(self) -> None:
+        if len(self.lines) == 1:
+            raise ConfigError(self.lines[0])
+        if self.lines:
+            raise ConfigError(f"{len(self.lines)} settings are wrong\n  " + "\n  ".join(self.lines))
+
+
+@dataclass(frozen=True)
+class _Checked:
+    values: dict[str, Any]
+    entries: dict[str, Entry]
+    conversions: list[str]
+    files: list[Path]
+
+
+def read_settings(files: Paths, overrides: Sequence[str] = ()) -> RunSettings:
+    """Read, convert, check and build the settings of a run.
+
+    Args:
+        files: one settings file or several; a setting in a later one replaces that of an earlier one.
+        overrides: `--key=value` or `--key value`; they win over every file. Values are YAML.
+
+    Raises:
+        ConfigError: a file cannot be read, a setting is unknown, of the wrong type, out of bounds, or contradicts
+            another one. The message names file and line, setting, value, and what to write instead.
+    """
+    checked = _check(files, overrides)
+    where = ", ".join(str(path) for path in checked.files)
+    parts: dict[type, dict[str, Any]] = {ModelSettings: {}, DataConfig: {}, SimPOConfig: {}}
+    for key, value in checked.values.items():
+        parts[field_types()[key].owner][key] = value
+    try:
+        model, data = ModelSettings(**parts[ModelSettings]), DataConfig(**parts[DataConfig])
+        training = SimPOConfig(**parts[SimPOConfig])
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+    except (ValueError, TypeError, ImportError, OSError) as error:  # transformers' own checks
+        raise ConfigError(f"{where}: transformers refuses these settings: {error}") from error
+    resolved = {key: f"<{key.upper()}>" if key.endswith("_token") else value for key, value in checked.values.items()}
+    return RunSettings(model, data, training, resolved, checked.conversions, checked.files)
+
+
+def check_settings(files: Paths, overrides: Sequence[str] = ()) -> None:
+    """All checks of `read_settings` that need no device: for a process that only starts others."""
+    _check(files, overrides)
+
+
+def _check(files: Paths, overrides: Sequence[str]) -> _Checked:
+    paths = [Path(files)] if isinstance(files, str | Path) else [Path(file) for file in files]
+    if not paths:
+        raise ConfigError("no settings file is given; write e.g. simpo train training_configs/your-own-data.yaml")
+    report = _Report()
+    conversions: list[str] = []
+    merged: dict[str, Entry] = {}
+    for layer in [*(read_yaml(path) for path in paths), read_overrides(overrides)]:
+        _merge(merged, _convert_layer(layer, conversions, report))
+    report.stop_if_any()
+    values = _typed(merged, report)
+    report.stop_if_any()
+    _resolve_gamma(values, merged, conversions, report)
+    report.stop_if_any()
+    _check_together(values, merged, ", ".join(map(str, paths)), report)
+    report.stop_if_any()
+    if values.get("attn_implementation") is not None:
+        conversions.append(
+            f"attn_implementation: {values['attn_implementation']} -> a preference; attention over shared prompts is "
+            "simpo's own and takes the fastest backend that this machine serves"
+        )
+    return _Checked(values, merged, list(dict.fromkeys(conversions)), paths)
+
+
+def _convert_layer(layer: Sequence[Entry], conversions: list[str], report: _Report) -> dict[str, Entry]:
+    """The entries of one source by their present names; unknown names and contradictions go to the report."""
+    found: dict[str, Entry] = {}
+    for entry in layer:
+        try:
+            converted = convert(entry.key, entry.value)
+        except ValueError as error:
+            report.add(entry.where, f"{entry.key}: {show(entry.value)} {error}")
+            continue
+        if converted is not None:
+            conversions.append(converted.line)
+            if converted.key is None:
+                continue
+            # Only a renamed setting keeps its value, and with it the text that it was written as.
+            text = entry.text if entry.key in RENAMED else None
+            entry = entry.renamed(converted.key, converted.value, text)
+        elif entry.key in GAMMA_NAMES:
+            entry = entry.renamed("gamma", entry.value, entry.text)
+        elif entry.key in ALIASES:
+            entry = entry.renamed(ALIASES[entry.key], entry.value, entry.text)
+        elif entry.key not in field_types():
+            report.add(entry.where, f"unknown setting {entry.key!r}; {_nearest(entry.key)}")
+            continue
+        other = found.get(entry.key)
+        if other is not None and other.written != entry.written and other.value != entry.value:
+            report.add(
+                entry.where,
+                f"{entry.written}: {show(entry.given)} contradicts {other.written}: {show(other.given)}; "
+                f"both mean {entry.key}, keep one",
+            )
+        found[entry.key] = entry
+    return found
+
+
+def _merge(merged: dict[str, Entry], layer: dict[str, Entry]) -> None:
+    # gamma and gamma_beta_ratio say the same: whichever came last stands, unless one source gives both.
+    for key, other in (("gamma", "gamma_beta_ratio"), ("gamma_beta_ratio", "gamma")):
+        if key in layer and other not in layer:
+            merged.pop(other, None)
+    merged.update(layer)
+
+
+def _nearest(key: str) -> str:
+    names = [*field_types(), *ALIASES, *OLD_NAMES]
+    close = difflib.get_close_matches(key.lower().replace("-", "_"), names, n=1)
+    if not close:
+        return "no setting has a similar name; docs/configuration.md lists them"
+    present = RENAMED.get(close[0], "gamma_beta_ratio" if close[0] in GAMMA_NAMES else close[0])
+    return f"did you mean {present!r}?"
+
+
+def _typed(merged: Mapping[str, Entry], report: _Report) -> dict[str, Any]:
+    values = {}
+    for key, entry in merged.items():
+        kind = FieldType.of_number() if key == "gamma" else field_types()[key]
+        try:
+            values[key] = kind.fit(entry.value, entry.text)
+        except Misfit as misfit:
+            report.add(entry.where, f"{entry.written}: {show(entry.given)} has the wrong type: write {misfit.expected}")
+    return values
+
+
+def _resolve_gamma(values: dict[str, Any], merged: dict[str, Entry], conversions: list[str], report: _Report) -> None:
+    """Replace gamma by gamma_beta_ratio = gamma / beta."""
+    if "gamma" not in values:
+        return
+    gamma, entry = values.pop("gamma"), merged.pop("gamma")
+    beta = values.get("beta", defaults_of(SimPOConfig)["beta"])
+    if not is_number(beta) or beta <= 0:
+        report.add(merged["beta"].where, f"beta: {show(beta)} must be above 0; the paper uses 2 to 10")
+        return
+    ratio = gamma / beta
+    given = values.get("gamma_beta_ratio")
+    if given is not None and abs(given - ratio) > 1e-6 * max(1.0, abs(ratio)):
+        report.add(
+            entry.where,
+            f"{entry.written}: {show(gamma)} with beta: {show(beta)} means gamma_beta_ratio: {show(ratio)}, but "
+            f"gamma_beta_ratio: {show(given)} is given too; keep gamma_beta_ratio only",
+        )
+        return
+    if given is None:
+        values["gamma_beta_ratio"] = ratio
+        merged["gamma_beta_ratio"] = entry.renamed("gamma_beta_ratio", ratio, None)
+    conversions.append(
+        f"{entry.written}: {show(gamma)} -> gamma_beta_ratio: {show(values['gamma_beta_ratio'])} "
+        f"({entry.written} / beta = {show(gamma)} / {show(beta)})"
+    )
+
+
+def _check_together(values: dict[str, Any], merged: Mapping[str, Entry], source: str, report: _Report) -> None:
+    def where(*keys: str) -> str:
+        return next((merged[key].where for key in keys if key in merged), source)
+
+    if not values.get("model_name_or_path"):
+        report.add(source, "model_name_or_path is missing; write a hub name or a model directory")
+    if not values.get("dataset_mixer") and not values.get("dataset_name"):
+        report.add(source, "dataset_mixer is missing; write dataset_mixer: {data/pairs.jsonl: 1.0}")
+    for problem in find_problems({**defaults_of(SimPOConfig), **values}):
+        report.add(where(*problem.keys), problem.text)
+    # These two hold plain values: their own checks are the checks, and building them touches no device.
+    for part in (ModelSettings, DataConfig):
+        given = {key: value for key, value in values.items() if field_types()[key].owner is part}
+        try:
+            part(**given)
+        except ConfigError as error:
+            named = [key for key in given if key in str(error)]
+            report.add(where(*named), str(error))
+    adapter = [key for key in values if key.startswith("lora_") or key in ("use_dora", "use_rslora")]
+    if adapter and "use_peft" not in values:
+        report.add(
+            where(*adapter), f"{adapter[0]} is set but use_peft is not; write use_peft: true, or false to train in full"
+        )
+    _check_init_kwargs(values, where("model_init_kwargs"), report)
+    _check_trackers(values.get("report_to"), where("report_to"), report)
+
+
+def _check_init_kwargs(values: Mapping[str, Any], where: str, report: _Report) -> None:
+    options = values.get("model_init_kwargs")
+    if isinstance(options, str) and not options.lstrip().startswith("{"):
+        report.add(where, f"model_init_kwargs: {options!r} is not a mapping; write {{name: value}}")
+    if not isinstance(options, dict):
+        return
+    for option, key in _INIT_SETTINGS.items():
+        if option in options and key in values and options[option] != values[key]:
+            inner = f"model_init_kwargs: {option}: {show(options[option])}"
+            report.add(where, f"{inner} contradicts {key}: {show(values[key])}; keep {key}")
+
+
+def _check_trackers(names: Any, where: str, report: _Report) -> None:
+    # The Trainer looks them up only after the model is loaded.
+    known = {*INTEGRATION_TO_CALLBACK, "all", "none"}
+    for name in [names] if isinstance(names, str) else names or []:
+        if name not in known:
+            report.add(where, f"report_to: {name!r} is no tracker; write none, wandb, tensorboard, trackio, or a list")
+
+
+def recommendations(settings: RunSettings) -> list[str]:
+    """Chosen hyper-parameters beside the recommended ones, a line each; lines that begin with `!` are warnings."""
+    training, adapter = settings.training, settings.model.use_peft
+    rate, ratio, total = training.learning_rate, training.gamma_beta_ratio, training.total_train_batch_size
+    limit = 5e-5 if adapter else 2e-6
+    kind = "adapters" if adapter else "full fine-tuning"
+    advised = "about ten times 3e-7 to 1e-6 for adapters" if adapter else "3e-7, 5e-7, 8e-7 or 1e-6"
+    rows = [
+        ("learning_rate", rate, advised, rate > limit, f"above {limit:g} {kind} tends to end in repetition"),
+        (
+            "total_train_batch_size",
+            total,
+            "128",
+            total != 128,
+            "other sizes change the result more than any setting",
+        ),
+        ("beta", training.beta, "2 to 10", training.beta < 1, "below 1 the margin has little effect"),
+        ("gamma_beta_ratio", ratio, "0 to 1, starting at 0.5", ratio > 1, "above 1 the margin outgrows the rewards"),
+    ]
+    return [
+        f"{'!' if warn else ' '} {name}: {show(chosen)} (recommended {advice})" + (f": {why}" if warn else "")
+        for name, chosen, advice, warn, why in rows
+    ]

@@ -1,0 +1,144 @@
+"""Every training configuration parses, and the published ones hold the published values."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from simpo.settings import read_settings
+
+CONFIGS = Path(__file__).parents[1] / "training_configs"
+ULTRAFEEDBACK = "HuggingFaceH4/ultrafeedback_binarized"
+LLAMA3_INSTRUCT = "meta-llama/Meta-Llama-3-8B-Instruct"
+
+# file: model, data, splits, beta, gamma / beta, learning rate, max_length, max_prompt_length, attention
+PUBLISHED: dict[str, tuple[Any, ...]] = {
+    "mistral-7b-base-simpo": (
+        *("alignment-handbook/zephyr-7b-sft-full", ULTRAFEEDBACK, ["train_prefs", "test_prefs"]),
+        *(2.0, 0.8, 3e-7, 1024, 512, "flash_attention_2"),
+    ),
+    "mistral-7b-instruct-simpo": (
+        *("mistralai/Mistral-7B-Instruct-v0.2", "princeton-nlp/mistral-instruct-ultrafeedback", ["train", "test"]),
+        *(2.5, 0.1, 5e-7, 2048, 1800, "flash_attention_2"),
+    ),
+    "llama-3-8b-base-simpo": (
+        *("princeton-nlp/Llama-3-Base-8B-SFT", ULTRAFEEDBACK, ["train_prefs", "test_prefs"]),
+        *(2.0, 0.5, 6e-7, 2048, 1800, "flash_attention_2"),
+    ),
+    "llama-3-8b-instruct-simpo": (
+        *(LLAMA3_INSTRUCT, "princeton-nlp/llama3-ultrafeedback", ["train", "test"]),
+        *(2.5, 0.55, 1e-6, 2048, 1800, "flash_attention_2"),
+    ),
+    "llama-3-8b-instruct-simpo-v2": (
+        *(LLAMA3_INSTRUCT, "princeton-nlp/llama3-ultrafeedback-armorm", ["train", "test"]),
+        *(10.0, 0.3, 1e-6, 2048, 1800, "flash_attention_2"),
+    ),
+    "gemma-2-9b-it-simpo": (
+        *("google/gemma-2-9b-it", "princeton-nlp/gemma2-ultrafeedback-armorm", ["train", "test"]),
+        *(10.0, 0.5, 8e-7, 2048, 1800, "eager"),
+    ),
+}
+SHIPPED = {
+    *PUBLISHED,
+    "llama-3-8b-instruct-lora-80gb",
+    "llama-3-8b-instruct-qlora-24gb",
+    "your-own-data",
+    "demo",
+}
+
+
+def read(name: str, *overrides: str) -> Any:
+    return read_settings(CONFIGS / f"{name}.yaml", ["--use_cpu=true", *overrides])
+
+
+def test_every_file_is_listed() -> None:
+    assert {path.stem for path in CONFIGS.glob("*")} == SHIPPED
+
+
+@pytest.mark.parametrize("name", sorted(SHIPPED))
+def test_validates_without_old_names(name: str) -> None:
+    run = read(name)
+    assert run.model.model_name_or_path
+    assert run.data.dataset_mixer
+    # the checkpointing keys' name depends on the version of transformers; the attention is the published preference
+    expected = ("gradient_checkpointing", "attn_implementation")
+    assert [line for line in run.conversions if not line.startswith(expected)] == []
+
+
+@pytest.mark.parametrize("name", sorted(SHIPPED))
+def test_outputs_do_not_collide(name: str) -> None:
+    raw = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+    others = [yaml.safe_load(path.read_text()) for path in CONFIGS.glob("*.yaml") if path.stem != name]
+    assert raw["output_dir"].startswith("outputs/")
+    assert raw["output_dir"] not in [other["output_dir"] for other in others]
+
+
+@pytest.mark.parametrize("name", sorted(PUBLISHED))
+def test_published_setting(name: str) -> None:
+    run = read(name)
+    model, source, splits, beta, ratio, rate, length, prompt_length, attention = PUBLISHED[name]
+    assert run.model.model_name_or_path == model
+    assert run.model.attn_implementation == attention
+    assert run.data.dataset_mixer == {source: 1.0}
+    assert run.data.dataset_splits == splits
+    args = run.training
+    assert (args.beta, args.gamma_beta_ratio, args.learning_rate) == (beta, ratio, rate)
+    assert args.gamma == pytest.approx(beta * ratio)
+    assert (args.max_length, args.max_prompt_length) == (length, prompt_length)
+
+
+@pytest.mark.parametrize("name", sorted(PUBLISHED))
+def test_what_the_published_settings_share(name: str) -> None:
+    run = read(name)
+    args = run.training
+    assert args.tokenization == "paper"
+    assert args.total_train_batch_size == 128
+    assert args.micro_batches_per_step == 64
+    assert (args.per_device_train_batch_size, args.per_device_eval_batch_size) == (2, 4)
+    assert args.gradient_accumulation_steps == 1
+    assert (args.loss_type, args.sft_weight, args.label_smoothing) == ("sigmoid", 0.0, 0.0)
+    assert (args.num_train_epochs, args.optim, args.seed) == (1, "adamw_torch", 42)
+    assert (args.lr_scheduler_type, args.warmup_steps) == ("cosine", 0.1)
+    assert (args.weight_decay, args.max_grad_norm) == (0.0, 1.0)
+    assert args.bf16
+    assert args.gradient_checkpointing
+    assert args.gradient_checkpointing_kwargs == {"use_reentrant": False}
+    assert (args.eval_strategy, args.eval_steps, args.logging_steps) == ("steps", 400, 5)
+    assert not run.model.use_peft
+    assert run.model.dtype is None
+
+
+def test_templates_and_system_turns_of_the_published_settings() -> None:
+    templates = {name: read(name).data.chat_template for name in PUBLISHED}
+    assert {name: value for name, value in templates.items() if value} == {
+        "mistral-7b-instruct-simpo": "mistral",
+        "gemma-2-9b-it-simpo": "gemma-2",
+    }
+    # the empty system turn shows only in the template of zephyr-7b-sft-full
+    assert [name for name in PUBLISHED if read(name).training.add_empty_system] == ["mistral-7b-base-simpo"]
+
+
+@pytest.mark.parametrize("name", ["llama-3-8b-instruct-lora-80gb", "llama-3-8b-instruct-qlora-24gb"])
+def test_adapters(name: str) -> None:
+    run = read(name)
+    assert run.model.use_peft
+    assert run.model.load_in_4bit == ("qlora" in name)
+    assert run.training.total_train_batch_size == 128
+    assert run.training.tokenization == "standard"
+    peft_config = run.model.peft_config()
+    assert peft_config.target_modules == "all-linear"
+    assert peft_config.task_type == "CAUSAL_LM"
+
+
+def test_the_batch_stays_on_any_micro_batch() -> None:
+    run = read("llama-3-8b-instruct-simpo-v2", "--per_device_train_batch_size=4")
+    assert run.training.total_train_batch_size == 128
+    assert run.training.micro_batches_per_step == 32
+
+
+def test_demo_fits_a_cpu() -> None:
+    args = read("demo").training
+    assert args.use_cpu
+    assert not args.bf16
+    assert (args.total_train_batch_size, args.per_device_train_batch_size, args.max_length) == (32, 8, 128)
