@@ -11,6 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from simpo.config import DataConfig, ModelSettings, SimPOConfig
+from simpo.oldnames import show
 
 
 class Misfit(ValueError):
@@ -63,7 +64,9 @@ class FieldType:
             raise Misfit(self.expected) from None
 
     def _expected_near(self, value: Any) -> str:
-        close = difflib.get_close_matches(str(value), self.choices, n=3, cutoff=0.5)
+        text = str(value)
+        longer = [choice for choice in self.choices if text and choice.startswith(text)]
+        close = longer[:3] or difflib.get_close_matches(text, self.choices, n=3)
         if len(self.choices) > 15 and close:  # optimizers: too many to read
             return f"one of {', '.join(close)}, or another of the {len(self.choices)} that transformers has"
         return self.expected
@@ -88,7 +91,7 @@ def field_types() -> dict[str, FieldType]:
                 continue
             assert item.name not in found, f"{item.name} belongs to {found[item.name].owner} and {owner}"
             annotation = hints[item.name]
-            choices = _enum_values(annotation) or tuple(item.metadata.get("choices", ()))
+            choices = _closed_choices(annotation) or tuple(item.metadata.get("choices", ()))
             found[item.name] = FieldType(owner, annotation, choices)
     return found
 
@@ -102,7 +105,9 @@ def _parts(annotation: Any) -> Sequence[Any]:
     return get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
 
 
-def _enum_values(annotation: Any) -> tuple[str, ...]:
+def _closed_choices(annotation: Any) -> tuple[str, ...]:
+    if get_origin(annotation) is Literal:
+        return get_args(annotation)
     # transformers annotates `SchedulerType | str`, but takes the enum's values only.
     for part in _parts(annotation):
         if isinstance(part, type) and issubclass(part, Enum):
@@ -130,7 +135,7 @@ def describe(annotation: Any) -> str:
         return ", ".join(words[:-1]) + f", or {words[-1]}"
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Literal:
-        return "one of " + ", ".join(map(str, arguments)) if len(arguments) > 1 else str(arguments[0]).lower()
+        return " or ".join(show(argument) for argument in arguments)
     if origin is list:
         return f"a list of {describe(arguments[0])}"
     if origin is dict:

@@ -49,7 +49,6 @@ GONE = {
     "adafactor": Gone(_off, "write optim: adafactor"),
     "cpo_alpha": Gone(_off, "write sft_weight, the weight of the chosen response's mean token NLL"),
     "fp16_backend": Gone(_anything, "mixed precision is always torch's"),
-    "fp16_full_eval_backend": Gone(_anything, "mixed precision is always torch's"),
     "generate_during_eval": Gone(_off, "leave it out: evaluation does not generate text"),
     "group_by_length": Gone(_off, "leave it out: micro-batches are formed from whole optimizer steps"),
     "half_precision_backend": Gone(_anything, "mixed precision is always torch's"),

@@ -5,6 +5,7 @@ accelerate and looks for devices.
 """
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -190,7 +191,8 @@ def _typed(merged: Mapping[str, Entry], report: _Report) -> dict[str, Any]:
         try:
             values[key] = kind.fit(entry.value, entry.text)
         except Misfit as misfit:
-            report.add(entry.where, f"{entry.written}: {show(entry.given)} has the wrong type: write {misfit.expected}")
+            fault = "is unknown" if kind.choices else "has the wrong type"
+            report.add(entry.where, f"{entry.written}: {show(entry.given)} {fault}: write {misfit.expected}")
     return values
 
 
@@ -237,7 +239,7 @@ def _check_together(values: dict[str, Any], merged: Mapping[str, Entry], source:
         try:
             part(**given)
         except ConfigError as error:
-            named = [key for key in given if key in str(error)]
+            named = [key for key in given if re.search(rf"(?<!\w){key}(?!\w)", str(error))]
             report.add(where(*named), str(error))
     adapter = [key for key in values if key.startswith("lora_") or key in ("use_dora", "use_rslora")]
     if adapter and "use_peft" not in values:

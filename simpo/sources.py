@@ -81,7 +81,8 @@ def read_yaml(path: Path) -> list[Entry]:
             raise ConfigError(f"{path}:{root.start_mark.line + 1}: settings must be `name: value` lines")
         return _entries(loader, root, path)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}{_line_of(error)}: not valid YAML: {_reason(error)}") from error
+        hint = "text with braces or colons, such as a template, needs quotes"
+        raise ConfigError(f"{path}{_line_of(error)}: not valid YAML: {_reason(error)}; {hint}") from error
     finally:
         loader.dispose()
 

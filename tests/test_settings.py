@@ -395,7 +395,7 @@ def test_every_setting_has_a_type() -> None:
         ("loss_type: ipo", ["loss_type: ipo", "one of sigmoid, hinge"]),
         ("eval_strategy: step", ["eval_strategy: step", "one of no, steps, epoch"]),
         ("lr_scheduler_type: cosin", ["lr_scheduler_type: cosin", "cosine"]),
-        ("optim: adamw", ["optim: adamw", "adamw_8bit"]),
+        ("optim: adamw", ["optim: adamw is unknown", "adamw_torch"]),
         ("log_level: loud", ["log_level: loud", "info"]),
         ("dtype: half", ["dtype: half", "bfloat16"]),
         ("dataset_splits: train", ["dataset_splits: train", "a list of text"]),
@@ -415,7 +415,7 @@ def test_every_setting_has_a_type() -> None:
         ("report_to: wandbb", ["report_to: 'wandbb' is no tracker"]),
         ("beta: 2\nseed: 1\nbeta: 3", ["run.yaml:6: beta stands twice, first at", "run.yaml:4"]),
         ("model_init_kwargs: {a: 1, a: 2}", ["run.yaml:4: not valid YAML: 'a' stands twice"]),
-        ("chat_template: {{ bos_token }}{% for m in x %}", ["run.yaml:4: not valid YAML"]),
+        ("chat_template: {{ bos_token }}{% for m in x %}", ["run.yaml:4: not valid YAML", "a template, needs quotes"]),
         ("beta: [2", ["run.yaml:", "not valid YAML"]),
         ("\tbeta: 2", ["run.yaml:4: not valid YAML"]),
         ("total_train_batch_size: 9\ngradient_accumulation_steps: 2", ["total_train_batch_size: 9", "leave"]),
@@ -501,3 +501,12 @@ def test_recommendations_for_adapters(read: Read) -> None:
     text = "use_peft: true\ntotal_train_batch_size: 128\n"
     assert warned(read(text + "learning_rate: 1e-5\n")) == []
     assert warned(read(text + "learning_rate: 1e-4\n")) == ["learning_rate"]
+
+
+def test_every_own_setting_is_documented() -> None:
+    from transformers import TrainingArguments
+
+    text = (Path(__file__).resolve().parent.parent / "docs" / "configuration.md").read_text()
+    inherited = {item.name for item in dataclasses.fields(TrainingArguments)}
+    missing = [name for name in [*field_types(), *OLD_NAMES] if name not in inherited and f"`{name}" not in text]
+    assert missing == []

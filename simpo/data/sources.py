@@ -62,11 +62,12 @@ def _open_file(path: Path) -> Dataset:
     options: dict[str, Any] = {"keep_default_na": False} if builder == "csv" else {}
     try:
         with _no_library_log():
-            data = datasets.load_dataset(builder, data_files={"train": str(path.absolute())}, **options)
+            data = datasets.load_dataset(builder, data_files={"train": str(path.absolute())}, **options)["train"]
+        data.data.validate(full=True)  # Arrow's JSON parser lets broken UTF-8 through, to fail much later
     except Exception as error:  # the builders raise whatever their parsers raise
         problem = _find_json_problem(path) if builder == "json" else None
         raise DataError(f"{path}{problem or ': cannot be read as ' + builder + ': ' + _innermost(error)}") from error
-    return data["train"]
+    return data
 
 
 def _open_directory(path: Path, config: str | None) -> Dataset | DatasetDict:
@@ -100,10 +101,11 @@ def _find_json_problem(path: Path) -> str | None:
     opener = _OPENERS.get(path.suffix.lower(), open)
     rows = number = 0
     try:
-        with opener(path, "rt", encoding="utf-8-sig") as lines:
-            for number, line in enumerate(lines, start=1):
+        with opener(path, "rb") as lines:
+            for number, raw in enumerate(lines, start=1):
+                line = raw.decode("utf-8-sig")
                 if number == 1 and line.lstrip().startswith("["):
-                    return _array_problem(line + lines.read())
+                    return _array_problem(line + lines.read().decode())
                 if not line.strip():
                     continue
                 rows += 1
@@ -115,7 +117,7 @@ def _find_json_problem(path: Path) -> str | None:
     except (EOFError, lzma.LZMAError) as error:
         return f": the compressed file ends early, after line {number} ({error}); copy or download it again"
     except UnicodeDecodeError as error:
-        return f": is no UTF-8 text, after line {number} ({error.reason}); save it as UTF-8"
+        return f":{number}: is no UTF-8 text ({error.reason}); save the file as UTF-8"
     except OSError as error:
         return f": cannot be decompressed ({error}); give it the suffix that fits its content"
     return None if rows else ": the file holds no rows"

@@ -1,6 +1,6 @@
 """Fixtures of the data tests: tokenizers and templates of several styles, and a cache of their own."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +54,8 @@ def conversation(prompt: list[Any], chosen: str, rejected: str) -> dict[str, Any
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf_cache")
-    yield
 
 
 @pytest.fixture

@@ -92,7 +92,7 @@ def test_paper_takes_the_merged_token_into_both_responses(make_tokenizer):
 def test_paper_truncates_as_published(make_tokenizer):
     tokenizer = make_tokenizer()
     long = {"prompt": " a" * 30, "chosen": " b" * 9, "rejected": " c" * 40}
-    whole = {"prompt": [0] + tokenizer.encode(" a" * 30, add_special_tokens=False)}
+    whole = {"prompt": [0, *tokenizer.encode(" a" * 30, add_special_tokens=False)]}
     [pair], report = run(tokenizer, long, options=TokenizeOptions("paper", 32, 20))
     assert pair["prompt_ids"] == whole["prompt"][-20:]  # BOS is lost there, as published
     assert (len(pair["chosen_ids"]), len(pair["rejected_ids"])) == (10, 12)
@@ -107,7 +107,7 @@ def test_paper_truncates_as_published(make_tokenizer):
 
 
 def test_paper_needs_a_template_that_renders_an_answer_alone(make_tokenizer):
-    with pytest.raises(DataError, match="none of the 1 rows.*\n.*roles must alternate"):
+    with pytest.raises(DataError, match=r"none of the 1 rows.*\n.*roles must alternate"):
         run(make_tokenizer(MISTRAL), conversation(QUESTION, "Up.", "Down."), options=PAPER)
 
 
@@ -215,7 +215,6 @@ def test_merging_pair_is_not_vacuous(make_tokenizer):
 
 def test_no_space_is_invented_at_the_boundary(metaspace_tokenizer):
     tokenizer = metaspace_tokenizer
-    tokenizer.chat_template = PLAIN.replace("assistant: ", "assistant:\n")
     row = {"prompt": [user("which way?")], "chosen": [assistant("\n\nup")], "rejected": [assistant("down")]}
     template = (
         "{% for m in messages %}{{ m.role + ':\n' + m.content + eos_token }}{% endfor %}"
@@ -443,7 +442,9 @@ def test_second_call_reads_the_cache(make_tokenizer, tmp_path, monkeypatch):
         raise AssertionError("tokenised again")
 
     monkeypatch.setattr(tokenize, "_tokenize_batch", forbidden)
+    name = tokenize._fingerprint(raw, tokenizer, STANDARD)
     tokenizer(["use", "changes its padding state"], padding=True, truncation=True, max_length=7)
+    assert tokenize._fingerprint(raw, tokenizer, STANDARD) == name
     again, again_report = tokenize_pairs(raw, tokenizer, TokenizeOptions(), num_proc=2)
     assert again.to_list() == first.to_list() and again_report == report
     assert tokenize_pairs(raw, make_tokenizer(), STANDARD)[1] == report
@@ -468,11 +469,12 @@ def test_several_processes_give_the_same(make_tokenizer):
 
 
 @pytest.mark.skipif(not SHARED_DATA.is_dir(), reason="the real pairs of ../shared/data are not here")
-@pytest.mark.parametrize("tokenization", ["standard", "paper"])
-def test_real_conversations(tiny_tokenizer, tokenization):
+@pytest.mark.parametrize("tokenization, rows", [("standard", 2000), ("paper", 400)])
+def test_real_conversations(tiny_tokenizer, tokenization, rows):
     raw = datasets.load_dataset("json", data_files=str(SHARED_DATA / "hh_harmless_train.jsonl.gz"), split="train")
+    raw = raw.select(range(rows))
     data, report = tokenize_pairs(raw, tiny_tokenizer, TokenizeOptions(tokenization, 512, 256))
-    assert report.total == 2000 and report.kept >= 1990
+    assert report.total == rows and report.kept == rows
     table = data.to_dict()
     for prompt, chosen, rejected in zip(
         *(table[f"{side}_ids"] for side in ("prompt", "chosen", "rejected")), strict=True

@@ -1,0 +1,73 @@
+"""What may be written where, and which checkpoint a run goes on from."""
+
+import json
+
+import pytest
+
+from simpo.errors import ConfigError, ModelError
+from simpo.run.folder import IDENTITY, MANIFEST, check_identity, checkpoints, clear, find_checkpoint
+
+
+def _checkpoint(folder, step: int, *, whole: bool = True):
+    path = folder / f"checkpoint-{step}"
+    path.mkdir(parents=True)
+    (path / "trainer_state.json").write_text("{}")
+    if whole:
+        (path / IDENTITY).write_text(json.dumps({"beta": 2.0}))
+    return path
+
+
+def test_a_new_or_empty_folder_starts_afresh(tmp_path) -> None:
+    assert find_checkpoint(tmp_path / "new", None, overwrite=False) is None
+    assert find_checkpoint(tmp_path, None, overwrite=False) is None
+
+
+def test_an_interrupted_run_goes_on_from_its_last_whole_checkpoint(tmp_path) -> None:
+    for step in (5, 10):
+        _checkpoint(tmp_path, step)
+    _checkpoint(tmp_path, 100, whole=False)  # killed while it was written
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-5", "checkpoint-10"]
+    for resume in (None, True):
+        assert find_checkpoint(tmp_path, resume, overwrite=False) == tmp_path / "checkpoint-10"
+
+
+def test_other_files_are_not_overwritten(tmp_path) -> None:
+    (tmp_path / "thesis.txt").write_text("x")
+    with pytest.raises(ConfigError, match="--overwrite"):
+        find_checkpoint(tmp_path, None, overwrite=False)
+    assert find_checkpoint(tmp_path, None, overwrite=True) is None
+
+
+def test_a_finished_run_is_not_overwritten(tmp_path) -> None:
+    _checkpoint(tmp_path, 5)
+    (tmp_path / MANIFEST).write_text(json.dumps({"status": "finished"}))
+    with pytest.raises(ConfigError, match="finished run"):
+        find_checkpoint(tmp_path, None, overwrite=False)
+    assert find_checkpoint(tmp_path, True, overwrite=False) == tmp_path / "checkpoint-5"
+
+
+def test_resume_false_does_not_overwrite_checkpoints(tmp_path) -> None:
+    _checkpoint(tmp_path, 5)
+    with pytest.raises(ConfigError, match="--overwrite"):
+        find_checkpoint(tmp_path, False, overwrite=False)
+
+
+def test_checkpoints_that_are_not_there(tmp_path) -> None:
+    with pytest.raises(ConfigError, match="trainer_state"):
+        find_checkpoint(tmp_path, str(tmp_path / "checkpoint-7"), overwrite=False)
+    with pytest.raises(ConfigError, match="no complete checkpoint"):
+        find_checkpoint(tmp_path, True, overwrite=False)
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path) -> None:
+    path = _checkpoint(tmp_path, 5)
+    check_identity(path, {"beta": 2.0})
+    with pytest.raises(ModelError, match=r"beta: 2\.0 there, 10\.0 here"):
+        check_identity(path, {"beta": 10.0})
+
+
+def test_clear_removes_checkpoints_only(tmp_path) -> None:
+    _checkpoint(tmp_path, 5)
+    (tmp_path / "notes.txt").write_text("x")
+    clear(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]

@@ -1,0 +1,166 @@
+"""Runs from a YAML file: what they leave, what they refuse, and that a killed one loses nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from simpo.errors import ConfigError, DataError, ModelError
+from simpo.run import run_training
+from simpo.settings import read_settings
+from tests.launching import deepspeed, environment, torchrun
+
+CLI = [sys.executable, "-m", "simpo.cli", "train"]
+HH = Path(__file__).parents[3] / "shared" / "data"
+
+
+def _files(folder) -> set[str]:
+    return {path.name for path in Path(folder).iterdir()}
+
+
+def test_a_run_leaves_everything(make_config, tmp_path, capsys) -> None:
+    run_training(read_settings(make_config(), ["--chat_template=chatml", "--gamma_beta_ratio=0.3"]))
+    out = tmp_path / "out"
+    assert _files(out) == {
+        "README.md", "all_results.json", "chat_template.jinja", "config.json", "eval_results.json",
+        "generation_config.json", "model.safetensors", "run_manifest.json", "tokenizer.json", "tokenizer_config.json",
+        "train_results.json", "trainer_state.json", "training_args.bin",
+    }  # fmt: skip
+    manifest = json.loads((out / "run_manifest.json").read_text())
+    assert manifest["status"] == "finished"
+    assert manifest["gamma"] == pytest.approx(0.6)
+    assert manifest["effective_batch"] == {
+        "pairs_per_step": 8, "devices": 1, "micro_batches_per_device": 2, "pairs_per_micro_batch": 4
+    }  # fmt: skip
+    assert manifest["packages"]["torch"] == torch.__version__
+    assert "<|im_start|>" in manifest["rendered_example"]
+    assert manifest["first_pairs"][0]["chosen_ids"] and manifest["data"]["train"]["kept"] == 24
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    assert "im_start" in tokenizer.chat_template  # the template that was used, not the model's own
+    model = AutoModelForCausalLM.from_pretrained(out)
+    assert model.generate(torch.tensor([[0, 2, 420]]), max_new_tokens=3).shape == (1, 6)
+    card = (out / "README.md").read_text()
+    assert "gamma_beta_ratio 0.3" in card and "eval_rewards/accuracies" in card and "2405.14734" in card
+    printed = capsys.readouterr().out
+    assert "1 devices x 2 micro-batches x up to 4 pairs = 8 pairs a step" in printed
+    with pytest.raises(ConfigError, match="finished run"):
+        run_training(read_settings(make_config()))
+
+
+def test_dry_run_writes_nothing(make_config, tmp_path, capsys) -> None:
+    run_training(read_settings(make_config()), dry_run=True)
+    printed = capsys.readouterr().out
+    for words in ("24 to train", "3 optimizer steps", "float32 master weights", "gamma 1 ", "recommended"):
+        assert words in printed
+    assert not (tmp_path / "out").exists()
+
+
+def test_lora_run_leaves_an_adapter(make_config, tmp_path) -> None:
+    run_training(read_settings(make_config(use_peft=True, lora_r=4, lora_target_modules="all-linear", bf16=True)))
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"].endswith("tiny")
+    assert "model.safetensors" not in _files(tmp_path / "out")
+
+
+def test_16_bit_runs_leave_16_bit_weights(make_config, tmp_path) -> None:
+    run_training(read_settings(make_config(bf16=True, max_steps=1)))
+    weights = load_file(tmp_path / "out" / "model.safetensors")
+    assert {value.dtype for value in weights.values()} == {torch.bfloat16}
+    assert "lm_head.weight" not in weights  # tied: stored once
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    "settings,error,words",
+    [
+        ({"dataset_mixer": {"missing.jsonl": 1.0}}, DataError, "missing.jsonl"),
+        ({"model_name_or_path": "no/such-model"}, ModelError, "no/such-model"),
+        ({"chat_template": "{% if %}"}, ConfigError, "template"),
+    ],
+)
+def test_bad_input_stops_before_anything_is_written(make_config, tmp_path, settings, error, words) -> None:
+    with pytest.raises(error, match=words):
+        run_training(read_settings(make_config(**settings)))
+    assert not (tmp_path / "out").exists()
+
+
+def test_data_without_one_usable_pair(make_config, tmp_path) -> None:
+    config = make_config()
+    row = {"prompt": [{"role": "user", "content": "Hi"}]} | {
+        side: [{"role": "assistant", "content": "the same"}] for side in ("chosen", "rejected")
+    }
+    (tmp_path / "train.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(DataError, match=r"none of the 1 rows(.|\n)*equal"):
+        run_training(read_settings(config))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.multiprocess
+def test_a_killed_run_goes_on_where_it_was(make_config, tmp_path) -> None:
+    settings = {"num_train_epochs": 6, "save_strategy": "steps", "save_steps": 4}
+    config = make_config(**settings, output_dir=str(tmp_path / "whole"))
+    subprocess.run([*CLI, str(config)], env=environment(), check=True, capture_output=True, timeout=300)
+    config = make_config(**settings)
+    first = subprocess.Popen([*CLI, str(config)], env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    marker = tmp_path / "out" / "checkpoint-4" / "run_identity.json"
+    while not marker.exists():
+        assert first.poll() is None
+        time.sleep(0.01)
+    os.kill(first.pid, signal.SIGKILL)
+    first.wait()
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+    other = subprocess.run(
+        [*CLI, str(config), "--beta=3"], env=environment(), capture_output=True, text=True, timeout=300, check=False
+    )
+    assert other.returncode == 2 and "beta: 2.0 there, 3.0 here" in other.stderr and "Traceback" not in other.stderr
+    second = subprocess.run([*CLI, str(config)], env=environment(), check=True, capture_output=True, text=True, timeout=300)
+    assert "Going on from" in second.stdout
+    ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "whole"))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.multiprocess
+def test_zero3_leaves_one_model(make_config, tmp_path) -> None:
+    config = make_config(max_steps=2, output_dir=str(tmp_path / "zero3"))
+    script = Path(__file__).parents[2] / "scripts" / "run_simpo.py"
+    deepspeed(3, tmp_path, script, str(config))
+    assert "ZeRO-3 on 2" in json.loads((tmp_path / "zero3" / "run_manifest.json").read_text())["engine"]
+    run_training(read_settings(make_config(max_steps=2)))
+    ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("zero3", "out"))
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        torch.testing.assert_close(value, theirs[name], atol=1e-4, rtol=0)
+
+
+@pytest.mark.multiprocess
+def test_ddp_leaves_one_model(make_config, tmp_path) -> None:
+    config = make_config(max_steps=2)
+    torchrun(Path(__file__).parents[2] / "scripts" / "run_simpo.py", str(config))
+    manifest = json.loads((tmp_path / "out" / "run_manifest.json").read_text())
+    assert manifest["engine"] == "DDP on 2 processes" and manifest["effective_batch"]["micro_batches_per_device"] == 1
+    AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_real_conversations(make_config, tmp_path) -> None:
+    if not HH.exists():
+        pytest.skip("the real pairs lie beside the project, in ../shared/data, and are not there")
+    mixers = {
+        f"{prefix}dataset_mixer": {str(HH / f"hh_harmless_{name}.jsonl.gz"): 1.0}
+        for prefix, name in (("", "train"), ("eval_", "test"))
+    }
+    config = make_config(**mixers, total_train_batch_size=128, max_train_samples=512, max_length=1024)
+    run_training(read_settings(config))
+    manifest = json.loads((tmp_path / "out" / "run_manifest.json").read_text())
+    assert manifest["metrics"]["eval_pairs"] > 290
+    assert manifest["metrics"]["eval_rewards/accuracies"] > 0.5
+    AutoModelForCausalLM.from_pretrained(tmp_path / "out")
