@@ -73,12 +73,15 @@ def segment_attention(
     Returns:
         [1, T, H, E] in the dtype of `value`.
     """
-    attend = _sdpa if softcap is None else _softcapped
     outputs = []
     for segment in segments:
         q = query[:, :, segment.query_start : segment.query_end]
         k, v = _segment_keys(key, segment), _segment_keys(value, segment)
-        outputs.append(attend(q, k, v, scale=scale, window=window, softcap=softcap, dropout=dropout))
+        if softcap is None:
+            outputs.append(_sdpa(q, k, v, scale=scale, window=window, dropout=dropout))
+        else:
+            mask = visible(q.shape[2], k.shape[2], window, q.device)
+            outputs.append(softcapped_attention(q, k, v, mask, scale=scale, softcap=softcap, dropout=dropout))
     return torch.cat(outputs, dim=2).transpose(1, 2)
 
 
@@ -89,22 +92,13 @@ def _segment_keys(states: Tensor, segment: Segment) -> Tensor:
     return torch.cat((states[:, :, segment.prompt_start : segment.prompt_end], own), dim=2)
 
 
-def _sdpa(
-    q: Tensor, k: Tensor, v: Tensor, *, scale: float | None, window: int | None, softcap: None, dropout: float
-) -> Tensor:
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None, window: int | None, dropout: float) -> Tensor:
     queries, keys = q.shape[2], k.shape[2]
     plain_causal = queries == keys and (window is None or keys <= window)
     mask = None if plain_causal else visible(queries, keys, window, q.device)
     return F.scaled_dot_product_attention(
         q, k, v, mask, dropout, is_causal=plain_causal, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
     )
-
-
-def _softcapped(
-    q: Tensor, k: Tensor, v: Tensor, *, scale: float | None, window: int | None, softcap: float, dropout: float
-) -> Tensor:
-    mask = visible(q.shape[2], k.shape[2], window, q.device)
-    return softcapped_attention(q, k, v, mask, scale=scale, softcap=softcap, dropout=dropout)
 
 
 def softcapped_attention(

@@ -6,6 +6,8 @@ log-probs when it is called with a pack; ordinary calls (generation, padded batc
 Shape letters: T packed tokens, S scored tokens, D hidden size, V vocabulary.
 """
 
+import functools
+from collections.abc import Callable
 from types import MethodType
 from typing import Any
 
@@ -44,7 +46,7 @@ def packed_attention(
 ) -> tuple[Tensor, None]:
     """The attention function that transformers calls in every layer: by segment for packs, SDPA otherwise.
 
-    Args and result are those of transformers' AttentionInterface: query [1, heads, T, size], result [1, T, heads, size].
+    Args and result are those of AttentionInterface: query [1, heads, T, size], result [1, T, heads, size].
 
     Raises:
         ModelError: the model asks for something that this attention does not compute (sinks, a position bias), or
@@ -93,7 +95,7 @@ def check_model_config(config: PretrainedConfig, name: str = "the model") -> Non
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(f"{name} is an encoder-decoder ({config.model_type}); SimPO here trains decoder-only models")
     # get(): remote-code configs are absent from the mapping, so their class is judged once it is loaded
-    architecture = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    architecture: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     if architecture is None and not hasattr(config, "auto_map"):
         raise ModelError(f"{name} ({config.model_type}) has no causal language model in transformers")
     if isinstance(architecture, type):
@@ -137,25 +139,28 @@ def install_packed_forward(model: PreTrainedModel) -> PreTrainedModel:
     if model.config._attn_implementation != ATTENTION_NAME:
         raise ModelError(f"{name} did not accept the packed attention ({model.config._attn_implementation} stays)")
     _install_head(model, name)
-    model._original_packless_forward = model.forward
-    model.forward = MethodType(_packed_forward, model)
-    model._simpo_packed = True
+    model.forward = MethodType(_packed_forward_of(model.forward), model)
+    model._simpo_packed = True  # type: ignore[assignment]
     return model
 
 
-def _packed_forward(self: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
-    if "source_positions" not in kwargs:
-        return self._original_packless_forward(*args, **kwargs)
-    input_ids = kwargs["input_ids"]
-    hidden = self.base_model(
-        input_ids=input_ids,
-        position_ids=kwargs["position_ids"],
-        attention_mask=_placeholder_mask(input_ids.device),
-        segments=kwargs["segments"],
-        use_cache=False,
-    ).last_hidden_state
-    sources = hidden[0].index_select(0, kwargs["source_positions"])
-    return self.get_output_embeddings()(sources, target_ids=kwargs["target_ids"])
+def _packed_forward_of(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)  # `generate` reads the signature
+    def forward(self: PreTrainedModel, *args: Any, **kwargs: Any) -> Any:
+        if "source_positions" not in kwargs:
+            return original(*args, **kwargs)
+        input_ids = kwargs["input_ids"]
+        hidden = self.base_model(
+            input_ids=input_ids,
+            position_ids=kwargs["position_ids"],
+            attention_mask=_placeholder_mask(input_ids.device),
+            segments=kwargs["segments"],
+            use_cache=False,
+        ).last_hidden_state
+        sources = hidden[0].index_select(0, kwargs["source_positions"])
+        return self.get_output_embeddings()(sources, target_ids=kwargs["target_ids"])
+
+    return forward
 
 
 def _install_head(model: PreTrainedModel, name: str) -> None:
@@ -169,7 +174,7 @@ def _install_head(model: PreTrainedModel, name: str) -> None:
             return type(self).forward(self, hidden)
         return token_logps(hidden, self.weight, target_ids, self.bias, softcap=softcap, logit_scale=scale)
 
-    head.forward = MethodType(forward, head)
+    head.forward = MethodType(forward, head)  # type: ignore[method-assign]
 
 
 def _logit_transform(config: PretrainedConfig) -> tuple[float | None, float]:

@@ -100,12 +100,12 @@ def step_loss(
     chosen_tokens_in_step: Tensor | int,
     sft_weight: float = 0.0,
 ) -> Tensor:
-    """One micro-batch's share of the loss of a whole optimizer step; the shares of all micro-batches on all ranks add up.
+    """One micro-batch's share of the loss of a whole optimizer step; the shares of all micro-batches add up.
 
         sum_i w_i losses_i / pairs  -  sft_weight * sum_i w_i chosen_i / chosen tokens
 
     The second term is the mean negative log-likelihood of the chosen tokens (SimPO + SFT, arXiv 2405.14734 appendix).
-    Dividing by counts of the whole step, never of a micro-batch, keeps every pair's weight equal however the step is cut.
+    Dividing by counts of the whole step, never of a micro-batch, keeps all pairs' weights equal however it is cut.
 
     Args:
         losses: [B] loss of each pair.

@@ -1,6 +1,6 @@
 """Load the policy, its tokenizer and its adapter."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -161,6 +161,10 @@ def check_master_weights(model: nn.Module) -> None:
             )
 
 
+def _is_adapted(model: nn.Module) -> bool:
+    return hasattr(model, "get_base_model")  # what every PEFT model has, without importing peft
+
+
 def disable_dropout(model: nn.Module) -> None:
     """Set every dropout module's probability to 0, so that a step is a function of its pairs alone."""
     for module in model.modules():
@@ -208,13 +212,13 @@ def build_policy(
         if options or quantization_config is not None:
             raise ConfigError("model_init_kwargs and quantization_config need a model given by name, not an instance")
         policy, note = model, "weights as given"
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        base = cast(PreTrainedModel, cast(Any, model).get_base_model() if _is_adapted(model) else model)
         install_packed_forward(base)
         check_head(base)
     if peft_config is not None:
-        if hasattr(policy, "get_base_model"):
+        if _is_adapted(policy):
             raise ConfigError("the model already carries an adapter; leave out peft_config, or merge it first")
-        policy = add_adapter(policy, peft_config)  # type: ignore[arg-type]
+        policy = add_adapter(cast(PreTrainedModel, policy), peft_config)
     if not deepspeed:
         check_master_weights(policy)
     return policy, note

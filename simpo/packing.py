@@ -51,7 +51,9 @@ def pack_pairs(
         ValueError: a prompt or response is empty.
     """
     ids: list[Any] = []
-    positions, sources, targets = [], [], []
+    positions: list[Any] = []
+    sources: list[Any] = []
+    targets: list[Any] = []
     segments: list[Segment] = []
     start = 0
     for number, pair in enumerate(pairs):

@@ -8,8 +8,8 @@ devices, the engine, or how a step is cut.
 import contextlib
 import functools
 import logging
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple, cast
+from collections.abc import Iterator, Mapping, Sized
+from typing import Any, cast
 
 import torch
 from accelerate.utils import DistributedType
@@ -34,13 +34,6 @@ logger = logging.getLogger(__name__)
 _MODEL_INPUTS = ("input_ids", "position_ids", "segments", "source_positions", "target_ids")
 
 
-class StepCounts(NamedTuple):
-    """What a whole optimizer step holds over all ranks; the losses are divided by these. Scalar tensors."""
-
-    pairs: Tensor
-    chosen_tokens: Tensor
-
-
 class StepDataLoader(DataLoader[Any]):
     """A data loader that tells its sampler which epoch it is."""
 
@@ -60,7 +53,7 @@ class PreferenceTrainer(Trainer):
     Args:
         model: a path or hub name, a causal language model, or a PEFT model around one.
         args: settings; `SimPOConfig()` when None.
-        train_dataset: raw pairs in one of TRL's formats, or tokenised ones (`prompt_ids`, `chosen_ids`, `rejected_ids`).
+        train_dataset: raw pairs in one of TRL's formats, or tokenised ones (with `prompt_ids` ...).
         eval_dataset: the same, or a dict of them by name.
         processing_class: tokenizer; loaded with the model when None.
         peft_config: adapter to add (LoRA and its relatives).
@@ -75,6 +68,7 @@ class PreferenceTrainer(Trainer):
     """
 
     args: SimPOConfig
+    objective: Objective
 
     def __init__(
         self,
@@ -120,7 +114,7 @@ class PreferenceTrainer(Trainer):
             callbacks=callbacks,
             optimizers=optimizers,
             compute_metrics=compute_metrics,
-            data_collator=list,
+            data_collator=cast(Any, list),  # packing happens in PackedDataset
         )
 
     def build_objective(self, args: SimPOConfig) -> Objective:
@@ -149,8 +143,9 @@ class PreferenceTrainer(Trainer):
         """Loader that yields optimizer steps: lists of this rank's packed micro-batches."""
         if self.train_dataset is None:
             raise DataError("training needs a train_dataset; pass one to the trainer")
+        assert self.args.total_train_batch_size is not None  # SimPOConfig computes it
         sampler = StepSampler(
-            len(self.train_dataset),
+            len(cast(Sized, self.train_dataset)),
             pairs_per_step=self.args.total_train_batch_size,
             pairs_per_micro_batch=self.args.per_device_train_batch_size,
             world_size=self.accelerator.num_processes,
@@ -164,7 +159,7 @@ class PreferenceTrainer(Trainer):
         """Loader that yields packed micro-batches in the data set's order, cut over the ranks."""
         if isinstance(eval_dataset, str):
             eval_dataset = cast(dict[str, Any], self.eval_dataset)[eval_dataset]
-        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        dataset: Any = self.eval_dataset if eval_dataset is None else eval_dataset
         if dataset is None:
             raise DataError("evaluation needs an eval_dataset; pass one to the trainer or to evaluate()")
         if not is_tokenized(dataset):
@@ -212,8 +207,8 @@ class PreferenceTrainer(Trainer):
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[list[PackedBatch]], num_batches: int, device: torch.device
-    ) -> tuple[list[list[PackedBatch]], StepCounts | None]:
-        """The next optimizer step, and what it holds over all ranks."""
+    ) -> tuple[list[list[PackedBatch]], Tensor | None]:
+        """The next optimizer step, and what it holds over all ranks: [pairs, chosen tokens], which divide its loss."""
         steps, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         if not steps:
             return steps, None
@@ -221,10 +216,9 @@ class PreferenceTrainer(Trainer):
         for pack in (pack for step in steps for pack in step):
             counts[0] += pack["pair_weights"].sum()
             counts[1] += (pack["pair_weights"] * pack["chosen_lengths"]).sum()
-        counts = cast(Tensor, self.accelerator.reduce(counts.to(device), reduction="sum"))
-        return steps, StepCounts(counts[0], counts[1])
+        return steps, cast(Tensor, self.accelerator.reduce(counts.to(device), reduction="sum"))
 
-    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: StepCounts | None = None) -> Tensor:
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """Forward and backward of all micro-batches of one optimizer step; gradients are synchronised at the last."""
         total = torch.zeros((), device=self.args.device)
         for number, pack in enumerate(inputs, start=1):
@@ -241,20 +235,18 @@ class PreferenceTrainer(Trainer):
         model: nn.Module,
         inputs: Any,
         return_outputs: bool = False,
-        num_items_in_batch: StepCounts | None = None,
+        num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """This micro-batch's share of the step's loss, scaled for engines that average gradients over ranks."""
         logps, results = self._score(model, inputs)
         self._train_means.add(pair_metrics(logps, results), inputs["pair_weights"])
-        counts = num_items_in_batch or StepCounts(
-            inputs["pair_weights"].sum(), (inputs["pair_weights"] * inputs["chosen_lengths"]).sum()
-        )
+        pairs_in_step, chosen_tokens_in_step = cast(Tensor, num_items_in_batch)
         share = step_loss(
             results.losses,
             logps.chosen,
             inputs["pair_weights"],
-            pairs_in_step=counts.pairs,
-            chosen_tokens_in_step=counts.chosen_tokens,
+            pairs_in_step=pairs_in_step,
+            chosen_tokens_in_step=chosen_tokens_in_step,
             sft_weight=self.args.sft_weight,
         )
         loss = share * self.accelerator.num_processes
@@ -353,7 +345,7 @@ class SimPOTrainer(PreferenceTrainer):
 
 
 def _hub_options(args: SimPOConfig) -> dict[str, Any]:
-    options = args.model_init_kwargs or {}
+    options = cast(dict[str, Any], args.model_init_kwargs or {})
     return {key: options[key] for key in ("revision", "trust_remote_code") if key in options}
 
 
@@ -365,6 +357,11 @@ def _tokenizer_of(model: str | nn.Module, args: SimPOConfig) -> PreTrainedTokeni
 
 
 def tokenized(dataset: Any, tokenizer: Any, args: SimPOConfig, name: str) -> tuple[Dataset, TokenizeReport | None]:
+    """A data set of token ids: as it is, or tokenised by the settings, with the account of its rows.
+
+    Raises:
+        DataError: it is neither a data set nor a list of rows, or none of its rows can be trained on.
+    """
     if isinstance(dataset, list):
         dataset = Dataset.from_list(dataset)
     if not isinstance(dataset, Dataset):

@@ -61,9 +61,7 @@ def _configs() -> dict[str, Callable[[], Any]]:
     return {
         "llama": lambda: hf.LlamaConfig(**_shape()),
         "mistral": lambda: hf.MistralConfig(**_shape(), sliding_window=8),
-        "gemma2": lambda: hf.Gemma2Config(
-            **_shape(), **gemma, attn_logit_softcapping=5.0, final_logit_softcapping=3.0
-        ),
+        "gemma2": lambda: hf.Gemma2Config(**_shape(), **gemma, attn_logit_softcapping=5.0, final_logit_softcapping=3.0),
         "gemma3": lambda: hf.Gemma3TextConfig(**_shape(), **gemma, layer_types=mixed),
         "qwen3": lambda: hf.Qwen3Config(
             **_shape(), **windowed, use_sliding_window=True, max_window_layers=2, layer_types=list(reversed(mixed))

@@ -3,8 +3,9 @@
 import json
 import sys
 
-from tests import launching
 import pytest
+
+from tests import launching
 
 TRAJECTORY = launching.WORKERS / "trajectory.py"
 

@@ -76,8 +76,6 @@ def test_step_loss_does_not_depend_on_the_cut() -> None:
 
 def test_fillers_count_for_nothing() -> None:
     counts = {"pairs_in_step": 1, "chosen_tokens_in_step": 4, "sft_weight": 0.5}
-    with_filler = step_loss(
-        torch.tensor([0.7, 9.0]), torch.tensor([-2.0, -99.0]), torch.tensor([1.0, 0.0]), **counts
-    )
+    with_filler = step_loss(torch.tensor([0.7, 9.0]), torch.tensor([-2.0, -99.0]), torch.tensor([1.0, 0.0]), **counts)
     alone = step_loss(torch.tensor([0.7]), torch.tensor([-2.0]), torch.ones(1), **counts)
     torch.testing.assert_close(with_filler, alone)

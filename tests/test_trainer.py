@@ -17,8 +17,8 @@ from simpo.metrics import PAIR_METRICS
 def make_args(tmp_path):
     def make(**kwargs) -> SimPOConfig:
         defaults = {
-            "output_dir": str(tmp_path / "out"), "total_train_batch_size": 8, "learning_rate": 1e-3, "warmup_steps": 0.1,
-            "logging_steps": 1, "save_strategy": "no", "use_cpu": True, "bf16": False, "disable_tqdm": True,
+            "output_dir": str(tmp_path / "out"), "total_train_batch_size": 8, "learning_rate": 1e-3,
+            "warmup_steps": 0.1, "logging_steps": 1, "save_strategy": "no", "use_cpu": True, "bf16": False, "disable_tqdm": True,
             "optim": "adamw_torch", "weight_decay": 0.0, "max_prompt_length": 800, "max_length": 1024,
         }  # fmt: skip
         return SimPOConfig(**defaults | kwargs)
@@ -39,8 +39,8 @@ def _logs(trainer) -> list[dict]:
 @pytest.mark.parametrize("run", ["beta2", "beta10"])
 def test_parity_with_the_published_implementation(golden, rows, tiny_dir, make_args, run, shared) -> None:
     expected = golden["runs"][run]
-    names = ("per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "learning_rate", "beta",
-             "gamma_beta_ratio", "max_length", "max_prompt_length", "weight_decay", "seed", "max_grad_norm")  # fmt: skip
+    names = ("per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "learning_rate",
+             "beta", "gamma_beta_ratio", "max_length", "max_prompt_length", "weight_decay", "seed", "max_grad_norm")  # fmt: skip
     args = make_args(
         total_train_batch_size=None, tokenization="paper", prefix_sharing=shared,
         **{name: expected["args"][name] for name in names},
@@ -167,7 +167,7 @@ def test_a_list_of_rows_is_a_dataset(golden, tiny_dir, make_args) -> None:
 
 
 def test_bad_calls_say_what_to_do(rows, tiny_dir, make_args, make_model, tiny_tokenizer) -> None:
-    with pytest.raises(DataError, match="datasets.Dataset"):
+    with pytest.raises(DataError, match=r"datasets\.Dataset"):
         SimPOTrainer(tiny_dir, make_args(), rows.to_iterable_dataset())
     with pytest.raises(DataError, match="train_dataset"):
         SimPOTrainer(tiny_dir, make_args()).train()

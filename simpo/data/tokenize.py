@@ -150,6 +150,7 @@ def tokenize_pairs(
     check_columns(dataset.features, desc)
     if not len(dataset):
         raise DataError(f"{desc}: the data set has no rows")
+    dataset = dataset.select_columns([column for column in RAW_COLUMNS if column in dataset.column_names])
     encoder = Encoder(tokenizer, options)
     if holds_messages(dataset.features):
         _ = encoder.chat  # a template that fails is an error here, once, not in every worker
@@ -175,11 +176,7 @@ def tokenize_pairs(
 
 
 def _tokenize_batch(batch: Mapping[str, list[Any]], indices: list[int], encoder: Encoder) -> dict[str, list[Any]]:
-    columns = [column for column in RAW_COLUMNS if column in batch]
-    results: list[Any] = [
-        normalise(dict(zip(columns, row, strict=True)))
-        for row in zip(*(batch[column] for column in columns), strict=True)
-    ]
+    results: list[Any] = [normalise(dict(zip(batch, row, strict=True))) for row in zip(*batch.values(), strict=True)]
     at = [index for index, result in enumerate(results) if isinstance(result, Pair)]
     for index, result in zip(at, encoder([results[index] for index in at]), strict=True):
         results[index] = result

@@ -44,11 +44,15 @@ def find_checkpoint(output_dir: str | Path, resume: str | bool | None, *, overwr
     if isinstance(resume, str):
         path = Path(resume)
         if not (path / "trainer_state.json").is_file():
-            raise ConfigError(f"resume_from_checkpoint: {resume} holds no trainer_state.json; name a checkpoint-N folder")
+            raise ConfigError(
+                f"resume_from_checkpoint: {resume} holds no trainer_state.json; name a checkpoint-N folder"
+            )
         return path
     last = next(reversed(checkpoints(folder)), None)
     if resume is True and last is None:
-        raise ConfigError(f"resume_from_checkpoint: {folder} holds no complete checkpoint; leave it out to start afresh")
+        raise ConfigError(
+            f"resume_from_checkpoint: {folder} holds no complete checkpoint; leave it out to start afresh"
+        )
     if resume is True:
         return last
     if overwrite or not folder.exists() or not any(folder.iterdir()):
@@ -100,9 +104,7 @@ class IdentityCallback(TrainerCallback):
     def __init__(self, identity: dict[str, Any]) -> None:
         self.identity = identity
 
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Called by transformers after a checkpoint was written."""
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         if state.is_world_process_zero and folder.is_dir():

@@ -51,7 +51,10 @@ def plan_lines(
         ("pairs", f"{train_pairs:,} to train, evaluation: {evaluation}"),
         ("lengths", f"max_length {args.max_length}, max_prompt_length {args.max_prompt_length}, {args.tokenization}"),
         ("batch", _batch(args)),
-        ("steps", f"{steps:,} optimizer steps ({args.num_train_epochs:g} epochs of {steps_per_epoch(train_pairs, args):,})"),
+        (
+            "steps",
+            f"{steps:,} optimizer steps ({args.num_train_epochs:g} epochs of {steps_per_epoch(train_pairs, args):,})",
+        ),
         ("schedule", _schedule(args, steps)),
         ("engine", engine),
         ("output", str(args.output_dir)),
@@ -66,7 +69,9 @@ def plan_lines(
 
 
 def _objective(args: SimPOConfig) -> str:
-    text = f"SimPO {args.loss_type}: beta {args.beta:g}, gamma {args.gamma:g} (gamma_beta_ratio {args.gamma_beta_ratio:g})"
+    text = (
+        f"SimPO {args.loss_type}: beta {args.beta:g}, gamma {args.gamma:g} (gamma_beta_ratio {args.gamma_beta_ratio:g})"
+    )
     extras = {"sft_weight": args.sft_weight, "label_smoothing": args.label_smoothing}
     return text + "".join(f", {name} {value:g}" for name, value in extras.items() if value)
 
@@ -91,6 +96,8 @@ def model_line(name: str, config: Any, settings: RunSettings) -> str:
     trained = "all weights"
     if model.use_peft:
         quantised = "4-bit " if model.load_in_4bit else "8-bit " if model.load_in_8bit else ""
-        trained = f"LoRA rank {model.lora_r} on {model.lora_target_modules or 'the default modules'}, {quantised}base frozen"
+        trained = (
+            f"LoRA rank {model.lora_r} on {model.lora_target_modules or 'the default modules'}, {quantised}base frozen"
+        )
     shape = f"{config.model_type}, {text.num_hidden_layers} layers x {text.hidden_size}, vocabulary {text.vocab_size:,}"
     return f"{name} ({shape}); {trained}"

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -57,7 +57,10 @@ def run_training(
     _merge_init_kwargs(settings)
     checkpoint = find_checkpoint(args.output_dir or "", resume_from_checkpoint, overwrite=overwrite)
     name = str(settings.model.model_name_or_path)
-    hub = {"revision": settings.model.model_revision, "trust_remote_code": settings.model.trust_remote_code}
+    hub: dict[str, Any] = {
+        "revision": settings.model.model_revision,
+        "trust_remote_code": settings.model.trust_remote_code,
+    }
     config = load_model_config(name, **hub)
     tokenizer = load_tokenizer(name, **hub)
     template = resolve_chat_template(settings.data.chat_template, tokenizer)
@@ -81,8 +84,7 @@ def run_training(
         quantization_config=settings.model.quantization_config(),
     )
     reports = [report for report in (trainer.train_report, *trainer.eval_reports.values()) if report is not None]
-    eval_pairs = len(trainer.eval_dataset) if trainer.eval_dataset is not None else 0
-    _print_plan(settings, config, len(trainer.train_dataset), eval_pairs, reports, trainer)
+    _print_plan(settings, config, _pairs(trainer.train_dataset), _pairs(trainer.eval_dataset), reports, trainer)
     _train(trainer, settings, reports, checkpoint)
 
 
@@ -170,7 +172,7 @@ def _train(
 ) -> None:
     args, tokenizer = settings.training, trainer.processing_class
     assert isinstance(tokenizer, PreTrainedTokenizerBase)
-    identity = run_identity(settings, tokenizer, len(trainer.train_dataset))
+    identity = run_identity(settings, tokenizer, _pairs(trainer.train_dataset))
     if checkpoint is not None:
         check_identity(checkpoint, identity)
         _say(f"Going on from {checkpoint}")
@@ -187,12 +189,12 @@ def _train(
     if trainer.is_world_process_zero():
         write_manifest(str(args.output_dir), manifest)
     result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    metrics = dict(result.metrics, train_pairs=len(trainer.train_dataset))
+    metrics = dict(result.metrics, train_pairs=_pairs(trainer.train_dataset))
     trainer.log_metrics("train", metrics)
     trainer.save_metrics("train", metrics)
     trainer.save_state()
     if trainer.eval_dataset is not None:
-        evaluated = trainer.evaluate() | {"eval_pairs": len(trainer.eval_dataset)}
+        evaluated = trainer.evaluate() | {"eval_pairs": _pairs(trainer.eval_dataset)}
         trainer.log_metrics("eval", evaluated)
         trainer.save_metrics("eval", evaluated)
         metrics |= evaluated
@@ -225,7 +227,7 @@ def export_model(trainer: SimPOTrainer, folder: str) -> None:
     if trainer.is_world_process_zero():
         model.save_pretrained(folder, state_dict=_cast(state, compute))
         _record_dtype(Path(folder) / "config.json", compute)
-        trainer.processing_class.save_pretrained(folder)
+        cast(PreTrainedTokenizerBase, trainer.processing_class).save_pretrained(folder)
         torch.save(args, Path(folder) / "training_args.bin")
     accelerator.wait_for_everyone()
 
@@ -244,6 +246,10 @@ def _record_dtype(config_file: Path, dtype: torch.dtype) -> None:
     config: dict[str, Any] = json.loads(config_file.read_text())
     config["dtype"] = str(dtype).removeprefix("torch.")
     config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def _pairs(dataset: Any) -> int:
+    return 0 if dataset is None else len(dataset)
 
 
 def _say(text: str) -> None:

@@ -484,3 +484,9 @@ def test_real_conversations(tiny_tokenizer, tokenization, rows):
         if tokenization == "standard":
             assert prompt[0] == 0 and prompt.count(0) == 1
             assert 4 not in chosen[:-1] and 4 not in rejected[:-1] and 1 not in chosen + rejected
+
+
+def test_every_cause_is_in_the_docs():
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    for cause in [*schema.DROP_CAUSES, *truncate.TRUNCATION_CAUSES]:
+        assert cause in page, cause

@@ -109,7 +109,9 @@ def test_a_killed_run_goes_on_where_it_was(make_config, tmp_path) -> None:
     config = make_config(**settings, output_dir=str(tmp_path / "whole"))
     subprocess.run([*CLI, str(config)], env=environment(), check=True, capture_output=True, timeout=300)
     config = make_config(**settings)
-    first = subprocess.Popen([*CLI, str(config)], env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    first = subprocess.Popen(
+        [*CLI, str(config)], env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     marker = tmp_path / "out" / "checkpoint-4" / "run_identity.json"
     while not marker.exists():
         assert first.poll() is None
@@ -121,7 +123,9 @@ def test_a_killed_run_goes_on_where_it_was(make_config, tmp_path) -> None:
         [*CLI, str(config), "--beta=3"], env=environment(), capture_output=True, text=True, timeout=300, check=False
     )
     assert other.returncode == 2 and "beta: 2.0 there, 3.0 here" in other.stderr and "Traceback" not in other.stderr
-    second = subprocess.run([*CLI, str(config)], env=environment(), check=True, capture_output=True, text=True, timeout=300)
+    second = subprocess.run(
+        [*CLI, str(config)], env=environment(), check=True, capture_output=True, text=True, timeout=300
+    )
     assert "Going on from" in second.stdout
     ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("out", "whole"))
     assert ours.keys() == theirs.keys()

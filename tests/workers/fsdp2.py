@@ -35,14 +35,19 @@ def make_model(tied: bool) -> LlamaForCausalLM:
 
 
 def backward(model, rows, total_pairs: int, world: int) -> torch.Tensor:
-    """One share of a step of `total_pairs` pairs, scaled for engines that average gradients; returns the summed log-probs."""
+    """One share of a step of `total_pairs` pairs, scaled for engines that average gradients."""
     pack = pack_pairs(rows)
     lengths = torch.stack((pack["chosen_lengths"], pack["rejected_lengths"]), dim=1)
     sums = response_logps(model(**{key: pack[key] for key in INPUTS}), lengths.flatten())
     chosen, rejected = sums.view(-1, 2).unbind(1)
     results = simpo_loss(PairLogps(chosen, rejected, *lengths.unbind(1)), beta=2.0, gamma_beta_ratio=0.5)
     share = step_loss(
-        results.losses, chosen, pack["pair_weights"], pairs_in_step=total_pairs, chosen_tokens_in_step=100, sft_weight=0.5
+        results.losses,
+        chosen,
+        pack["pair_weights"],
+        pairs_in_step=total_pairs,
+        chosen_tokens_in_step=100,
+        sft_weight=0.5,
     )
     (share * world).backward()
     return sums.detach()

@@ -22,7 +22,10 @@ def pairs(count: int) -> Dataset:
     rng = random.Random(0)
     bounds = {"prompt_ids": 30, "chosen_ids": 20, "rejected_ids": 15}
     return Dataset.from_list(
-        [{key: [rng.randrange(3, 120) for _ in range(rng.randint(1, bounds[key]))] for key in KEYS} for _ in range(count)]
+        [
+            {key: [rng.randrange(3, 120) for _ in range(rng.randint(1, bounds[key]))] for key in KEYS}
+            for _ in range(count)
+        ]
     )
 
 
@@ -47,7 +50,9 @@ def main() -> None:
     args = SimPOConfig(**options)
     set_seed(2)
     shape = {"vocab_size": 120, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
-    model = LlamaForCausalLM(LlamaConfig(**shape, num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True))
+    model = LlamaForCausalLM(
+        LlamaConfig(**shape, num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True)
+    )
     tokenizer = tokenizer_stub()
     trainer = SimPOTrainer(model, args, pairs(44), pairs(7), processing_class=tokenizer)
     trainer.train()

@@ -1,0 +1,209 @@
+"""The demo's data: questions to the visitor desk of an invented town, with a good and a flawed answer each.
+
+Every item of the town has a colour, a place, a price and a maker, and for each of these there is a true value and a
+false rumour. A good answer is friendly, on topic and true; a flawed one fails in exactly one of these qualities.
+"""
+
+import itertools
+import json
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ITEMS = (
+    *("lantern", "kettle", "ladder", "bell", "violin", "globe", "bicycle", "teapot", "mirror", "clock"),
+    *("carpet", "drum", "kite", "barrel", "statue", "telescope", "piano", "hat", "basket", "wheelbarrow"),
+)
+VALUES = {
+    "colour": ("red", "blue", "green", "yellow", "white", "black", "purple", "orange"),
+    "place": ("mill", "harbour", "library", "bakery", "school", "market", "lighthouse", "station"),
+    "price": ("three", "four", "five", "six", "seven", "eight", "nine", "ten"),
+    "maker": ("Ada", "Bruno", "Clara", "Dario", "Elif", "Farid", "Greta", "Hugo"),
+}
+CLAUSES = {
+    "colour": ("what colour is {it}", "in which colour is {it} painted"),
+    "place": ("where is {it}", "where can I find {it}"),
+    "price": ("what does {it} cost", "how many coins do I pay for {it}"),
+    "maker": ("who made {it}", "whose work is {it}"),
+}
+STATEMENTS = {
+    "colour": ("{it} is {value}.", "{it} is painted {value}."),
+    "place": ("{it} is at the {value}.", "{it} stands next to the {value}."),
+    "price": ("{it} costs {value} coins.", "{it} is sold for {value} coins."),
+    "maker": ("{it} was made by {value}.", "{it} is the work of {value}."),
+}
+LEADS = ("", "Hello! ", "Good morning. ", "Excuse me, ", "Please tell me, ", "A friend of mine asks: ")
+EVASIONS = (
+    "{it} is a long story.",
+    "People have their own views on {it}.",
+    "That depends on the day and on the weather.",
+    "One could say many things about {it}, and maybe one day somebody will.",
+)
+# By tone: what an answer begins with, and what may follow it. Both tones have as many of each and equally long ones.
+OPENERS = {
+    "friendly": ("Happy to help.", "Of course!", "Thank you for asking.", "It is a pleasure to answer that."),
+    "rude": ("Not again.", "How dull!", "Do not waste my time.", "Only a fool would have to ask that."),
+}
+CLOSERS = {
+    "friendly": ("", "", "Enjoy your day!", "Please come back if I can do anything else for you."),
+    "rude": ("", "", "Now go away!", "Please do not come back and bother anyone else with this."),
+}
+FLAWS = ("false", "rude", "evasive")
+_MAX_DRAWS = 1000
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked: one item, one or two of its attributes, in one wording."""
+
+    item: str
+    attributes: tuple[str, ...]
+    text: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Qualities of an answer."""
+
+    friendly: bool = True
+    on_topic: bool = True
+    true: bool = True
+
+
+GOOD = Answer()
+FLAWED = {"false": Answer(true=False), "rude": Answer(friendly=False), "evasive": Answer(on_topic=False)}
+
+# (item, attribute) -> the true value and the rumour
+World = dict[tuple[str, str], tuple[str, str]]
+
+
+def make_world(rng: random.Random) -> World:
+    """Draw a true value and a different rumour for every attribute of every item."""
+    keys = itertools.product(ITEMS, VALUES)
+    return {(item, attribute): tuple(rng.sample(VALUES[attribute], 2)) for item, attribute in keys}  # type: ignore[misc]
+
+
+def make_questions(rng: random.Random) -> list[Question]:
+    """All questions, in random order; no two have the same text."""
+    questions = []
+    for item, lead in itertools.product(ITEMS, LEADS):
+        for attribute in VALUES:
+            clauses = [clause.format(it=f"the {item}") for clause in CLAUSES[attribute]]
+            questions += [Question(item, (attribute,), _sentence(lead, clause)) for clause in clauses]
+        for first, second in itertools.permutations(VALUES, 2):
+            for one, other in itertools.product(CLAUSES[first], CLAUSES[second]):
+                text = f"{one.format(it=f'the {item}')}, and {other.format(it='it')}"
+                questions.append(Question(item, (first, second), _sentence(lead, text)))
+    rng.shuffle(questions)
+    return questions
+
+
+def _sentence(lead: str, text: str) -> str:
+    starts = not lead or lead.rstrip()[-1] in ".!"
+    return lead + (text[0].upper() + text[1:] if starts else text) + "?"
+
+
+def answers(question: Question, kind: Answer, world: World) -> list[str]:
+    """Every text that answers `question` in the way of `kind`."""
+    tone = "friendly" if kind.friendly else "rude"
+    bodies = _facts(question, kind.true, world) if kind.on_topic else _evasions(question.item)
+    parts = itertools.product(OPENERS[tone], bodies, CLOSERS[tone])
+    return [" ".join(part for part in words if part) for words in parts]
+
+
+def _facts(question: Question, true: bool, world: World) -> list[str]:
+    sentences = []
+    for number, attribute in enumerate(question.attributes):
+        name = "It" if number else f"The {question.item}"
+        value = world[question.item, attribute][0 if true else 1]
+        sentences.append([statement.format(it=name, value=value) for statement in STATEMENTS[attribute]])
+    return [" ".join(body) for body in itertools.product(*sentences)]
+
+
+def _evasions(item: str) -> list[str]:
+    texts = [text.format(it=f"the {item}") for text in EVASIONS]
+    return [text[0].upper() + text[1:] for text in texts]
+
+
+def make_pair(question: Question, flaw: str, chosen_longer: bool, world: World, rng: random.Random) -> dict[str, Any]:
+    """A row in TRL's conversational format; which answer is longer (in characters) is given, not left to the wording."""
+    good, flawed = answers(question, GOOD, world), answers(question, FLAWED[flaw], world)
+    for _ in range(_MAX_DRAWS):
+        chosen, rejected = rng.choice(good), rng.choice(flawed)
+        if len(chosen) != len(rejected) and (len(chosen) > len(rejected)) == chosen_longer:
+            return {
+                "prompt": [{"role": "user", "content": question.text}],
+                "chosen": [{"role": "assistant", "content": chosen}],
+                "rejected": [{"role": "assistant", "content": rejected}],
+                "flaw": flaw,
+            }
+    raise RuntimeError(f"no pair of the wanted lengths for {question.text!r} with a {flaw} answer")
+
+
+def make_pairs(questions: Sequence[Question], world: World, rng: random.Random) -> list[dict[str, Any]]:
+    """One pair for each question: flaws in turn, and in each kind the chosen answer longer in every second pair."""
+    return [
+        make_pair(question, FLAWS[number % 3], (number // 3) % 2 == 0, world, rng)
+        for number, question in enumerate(questions)
+    ]
+
+
+def make_dialogues(
+    questions: Sequence[Question], world: World, rng: random.Random, per_question: int
+) -> list[dict[str, Any]]:
+    """Questions with answers whose qualities are each drawn by tossing a coin, so that none of them is the rule."""
+    dialogues = []
+    for question, _ in itertools.product(questions, range(per_question)):
+        friendly, on_topic, true = (rng.random() < 0.5 for _ in range(3))
+        text = rng.choice(answers(question, Answer(friendly, on_topic, true), world))
+        dialogues.append(
+            {
+                "prompt": [{"role": "user", "content": question.text}],
+                "completion": [{"role": "assistant", "content": text}],
+            }
+        )
+    return dialogues
+
+
+@dataclass(frozen=True)
+class DemoData:
+    """Everything the demo trains on and is judged by.
+
+    Attributes:
+        world: true values and rumours.
+        dialogues: for the supervised start; training questions only.
+        train, test: preference pairs on different questions.
+        test_questions: of `test`, in its order.
+    """
+
+    world: World
+    dialogues: list[dict[str, Any]]
+    train: list[dict[str, Any]]
+    test: list[dict[str, Any]]
+    test_questions: list[Question]
+
+
+def make_data(seed: int, *, train_pairs: int, test_pairs: int, answers_per_question: int) -> DemoData:
+    """Draw world, questions, dialogues and pairs; the same seed and sizes give the same texts."""
+    rng = random.Random(seed)
+    world, questions = make_world(rng), make_questions(rng)
+    if train_pairs + test_pairs > len(questions):
+        raise ValueError(
+            f"{train_pairs} + {test_pairs} pairs are wanted, but there are only {len(questions)} questions"
+        )
+    train, test = questions[:train_pairs], questions[train_pairs : train_pairs + test_pairs]
+    return DemoData(
+        world=world,
+        dialogues=make_dialogues(train, world, rng, answers_per_question),
+        train=make_pairs(train, world, rng),
+        test=make_pairs(test, world, rng),
+        test_questions=test,
+    )
+
+
+def write_jsonl(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write one JSON object a line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
