@@ -55,6 +55,11 @@ _REFUSED_RULES = (
         "is not supported; set total_train_batch_size and lower per_device_train_batch_size until it fits",
     ),
     _Rule(
+        "use_liger_kernel",
+        lambda v: not v,
+        "is not supported: it replaces model.forward, and with it the packed forward, which builds no logits either",
+    ),
+    _Rule(
         "label_smoothing_factor",
         lambda v: v == 0,
         "is not used by preference objectives; write label_smoothing for the probability that a pair is swapped",

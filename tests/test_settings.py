@@ -9,10 +9,10 @@ import pytest
 import yaml
 
 from simpo.errors import ConfigError
-from simpo.fieldtypes import field_types
-from simpo.oldnames import ALIASES, OLD_NAMES, RENAMED
 from simpo.settings import RunSettings, check_settings, read_settings, recommendations
-from simpo.sources import read_overrides
+from simpo.settings.entries import read_overrides
+from simpo.settings.fieldtypes import field_types
+from simpo.settings.oldnames import ALIASES, OLD_NAMES, RENAMED
 
 BASE = "model_name_or_path: some/model\nuse_cpu: true\ndataset_mixer: {pairs.jsonl: 1.0}\n"
 Read = Callable[..., RunSettings]
@@ -475,7 +475,7 @@ def test_text_is_checked_before_any_device(write: Callable[..., Path], monkeypat
     def built(*_: Any, **__: Any) -> None:
         raise AssertionError("SimPOConfig was built")
 
-    monkeypatch.setattr("simpo.settings.SimPOConfig.__init__", built)
+    monkeypatch.setattr("simpo.settings.resolve.SimPOConfig.__init__", built)
     check_settings(write("beta: 3\n"))
     for text in ("beta: -1\n", "bta: 1\n", "beta: x\n", "max_prompt_length: 4096\n", "eval_dataset_mixer: {}\n"):
         with pytest.raises(ConfigError):

@@ -16,9 +16,9 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from simpo.checks import find_problems, is_number
 from simpo.config import DataConfig, ModelSettings, SimPOConfig, defaults_of
 from simpo.errors import ConfigError
-from simpo.fieldtypes import FieldType, Misfit, field_types
-from simpo.oldnames import ALIASES, GAMMA_NAMES, OLD_NAMES, RENAMED, convert, show
-from simpo.sources import Entry, read_overrides, read_yaml
+from simpo.settings.entries import Entry, read_overrides, read_yaml
+from simpo.settings.fieldtypes import FieldType, Misfit, field_types
+from simpo.settings.oldnames import ALIASES, GAMMA_NAMES, OLD_NAMES, RENAMED, convert, show
 
 Paths = str | Path | Sequence[str | Path]
 

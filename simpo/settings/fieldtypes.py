@@ -11,7 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from simpo.config import DataConfig, ModelSettings, SimPOConfig
-from simpo.oldnames import show
+from simpo.settings.oldnames import show
 
 
 class Misfit(ValueError):

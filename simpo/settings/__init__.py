@@ -1,0 +1,5 @@
+"""YAML files and `--key=value` overrides -> typed, checked settings of a run."""
+
+from simpo.settings.resolve import RunSettings, check_settings, read_settings, recommendations
+
+__all__ = ["RunSettings", "check_settings", "read_settings", "recommendations"]
