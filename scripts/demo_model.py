@@ -55,6 +55,8 @@ def build_model(tokenizer: PreTrainedTokenizerFast, *, hidden_size: int, layers:
         num_attention_heads=4,
         num_key_value_heads=4,
         max_position_embeddings=_MAX_TOKENS,
+        initializer_range=float(__import__("os").environ.get("INIT","0.02")),
+        rope_theta=float(__import__("os").environ.get("THETA","10000")),
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
