@@ -38,17 +38,19 @@ LEADS = ("", "Hello! ", "Good morning. ", "Excuse me, ", "Please tell me, ", "A 
 EVASIONS = (
     "{it} is a long story.",
     "People have their own views on {it}.",
-    "That depends on the day and on the weather.",
-    "One could say many things about {it}, and maybe one day somebody will.",
+    "That depends on the weather.",
+    "One could say a lot about {it}, and maybe one day somebody will.",
+    "Some things are better left open.",
+    "There are questions, and there are other questions.",
 )
 # By tone: what an answer begins with, and what may follow it. Both tones have as many of each and equally long ones.
 OPENERS = {
-    "friendly": ("Happy to help.", "Of course!", "Thank you for asking.", "It is a pleasure to answer that."),
-    "rude": ("Not again.", "How dull!", "Do not waste my time.", "Only a fool would have to ask that."),
+    "friendly": ("Happy to help.", "Of course!", "Thank you for asking.", "It is a pleasure to tell you."),
+    "rude": ("Not again.", "How dull!", "Do not waste my time.", "Only a fool would ask that."),
 }
 CLOSERS = {
-    "friendly": ("", "", "Enjoy your day!", "Please come back if I can do anything else for you."),
-    "rude": ("", "", "Now go away!", "Please do not come back and bother anyone else with this."),
+    "friendly": ("", "", "Enjoy your day!", "Do come back if you need anything."),
+    "rude": ("", "", "Now go away!", "Do not come back with more of this."),
 }
 FLAWS = ("false", "rude", "evasive")
 _MAX_DRAWS = 1000

@@ -217,6 +217,7 @@ def test_later_files_and_overrides_win(write: Callable[..., Path]) -> None:
         (["--dataset_mixer={x.jsonl: 0.5}"], "dataset_mixer", {"x.jsonl": 0.5}),
         (["--model_init_kwargs={max_memory: 1e-3}"], "model_init_kwargs", {"max_memory": 1e-3}),
         (["--chat_template=" + TEMPLATE], "chat_template", TEMPLATE),
+        (["--chat_template={{ bos_token }}"], "chat_template", "{{ bos_token }}"),
         (["--total_train_batch_size=null"], "total_train_batch_size", None),
         (["--seed=1", "--seed=2"], "seed", 2),
     ],
