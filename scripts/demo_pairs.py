@@ -23,10 +23,10 @@ VALUES = {
     "maker": ("Ada", "Bruno", "Clara", "Dario", "Elif", "Farid", "Greta", "Hugo"),
 }
 CLAUSES = {
-    "colour": ("what colour is {it}", "in which colour is {it} painted"),
-    "place": ("where is {it}", "where can I find {it}"),
-    "price": ("what does {it} cost", "how many coins do I pay for {it}"),
-    "maker": ("who made {it}", "whose work is {it}"),
+    "colour": ("what colour is {it}", "what is the colour of {it}", "which colour does {it} have"),
+    "place": ("where is {it}", "where can I find {it}", "at which place is {it}"),
+    "price": ("what does {it} cost", "how much is {it}", "what is the price of {it}"),
+    "maker": ("who made {it}", "whose work is {it}", "who is the maker of {it}"),
 }
 STATEMENTS = {
     "colour": ("{it} is {value}.", "{it} is painted {value}."),
@@ -34,14 +34,13 @@ STATEMENTS = {
     "price": ("{it} costs {value} coins.", "{it} is sold for {value} coins."),
     "maker": ("{it} was made by {value}.", "{it} is the work of {value}."),
 }
-LEADS = ("", "Hello! ", "Good morning. ", "Excuse me, ", "Please tell me, ", "A friend of mine asks: ")
+LEADS = ("", "Hello! ", "Good morning. ", "Excuse me, ", "Please tell me: ", "Quick question: ", "We wonder, ", "Hi, ")
 EVASIONS = (
     "{it} is a long story.",
     "People have their own views on {it}.",
     "That depends on the weather.",
     "One could say a lot about {it}, and maybe one day somebody will.",
     "Some things are better left open.",
-    "There are questions, and there are other questions.",
 )
 # By tone: what an answer begins with, and what may follow it. Both tones have as many of each and equally long ones.
 OPENERS = {
@@ -88,16 +87,17 @@ def make_world(rng: random.Random) -> World:
 
 
 def make_questions(rng: random.Random) -> list[Question]:
-    """All questions, in random order; no two have the same text."""
-    questions = []
+    """Distinct questions in random order: all about one attribute, and as many about two."""
+    single, double = [], []
     for item, lead in itertools.product(ITEMS, LEADS):
         for attribute in VALUES:
-            clauses = [clause.format(it=f"the {item}") for clause in CLAUSES[attribute]]
-            questions += [Question(item, (attribute,), _sentence(lead, clause)) for clause in clauses]
+            texts = [clause.format(it=f"the {item}") for clause in CLAUSES[attribute]]
+            single += [Question(item, (attribute,), _sentence(lead, text)) for text in texts]
         for first, second in itertools.permutations(VALUES, 2):
             for one, other in itertools.product(CLAUSES[first], CLAUSES[second]):
                 text = f"{one.format(it=f'the {item}')}, and {other.format(it='it')}"
-                questions.append(Question(item, (first, second), _sentence(lead, text)))
+                double.append(Question(item, (first, second), _sentence(lead, text)))
+    questions = single + rng.sample(double, len(single))
     rng.shuffle(questions)
     return questions
 
@@ -158,7 +158,7 @@ def make_dialogues(
     """Questions with answers whose qualities are each drawn by tossing a coin, so that none of them is the rule."""
     dialogues = []
     for question, _ in itertools.product(questions, range(per_question)):
-        friendly, on_topic, true = (rng.random() < 0.5 for _ in range(3))
+        friendly, on_topic, true = rng.random() < 0.5, rng.random() < 0.667, rng.random() < 0.5
         text = rng.choice(answers(question, Answer(friendly, on_topic, true), world))
         dialogues.append(
             {
