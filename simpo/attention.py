@@ -82,7 +82,7 @@ def segment_attention(
         else:
             mask = visible(q.shape[2], k.shape[2], window, q.device)
             outputs.append(softcapped_attention(q, k, v, mask, scale=scale, softcap=softcap, dropout=dropout))
-    return torch.cat(outputs, dim=2).transpose(1, 2)
+    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous()  # some models call .view on it
 
 
 def _segment_keys(states: Tensor, segment: Segment) -> Tensor:

@@ -42,7 +42,7 @@ _REFUSED_RULES = (
     _Rule(
         "include_num_input_tokens_seen",
         lambda v: v in ("no", False),
-        "is not supported; leave it out: tokens seen are logged with the other metrics anyway",
+        "is not supported; leave it out: num_tokens, the tokens processed so far, is logged with the other metrics",
     ),
     _Rule(
         "train_sampling_strategy",
@@ -128,7 +128,7 @@ def _engine_contradictions(values: Mapping[str, Any]) -> list[Problem]:
         )
         problems.append(Problem(("deepspeed",), text))
     loader = values.get("accelerator_config")
-    for name in ("split_batches", "dispatch_batches"):
+    for name in ("split_batches", "dispatch_batches", "gradient_accumulation_kwargs"):
         if isinstance(loader, dict) and loader.get(name):
             text = (
                 f"accelerator_config: {name} is not supported; leave it out: each process plans its own micro-batches"

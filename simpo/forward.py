@@ -71,7 +71,7 @@ def packed_attention(
         attended = softcapped_attention(
             query, key, value, attention_mask, scale=scaling, softcap=softcap, dropout=dropout
         )
-        return attended.transpose(1, 2), None
+        return attended.transpose(1, 2).contiguous(), None
     return sdpa_attention_forward(
         module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, sliding_window=sliding_window
     )

@@ -57,22 +57,29 @@ class RunningMeans:
 
     def __init__(self) -> None:
         self._names: tuple[str, ...] = ()
-        self._sums: Tensor | None = None  # [M + 1] float64 or float32: weighted sums, then the sum of weights
+        self._sums: Tensor | None = None  # [M + 1] weighted sums, then the sum of weights
+        self._tokens = 0
 
-    def add(self, metrics: Mapping[str, Tensor], weights: Tensor) -> None:
-        """Add a micro-batch: [B] for each metric, and the [B] weights (0 for fillers)."""
+    def add(self, metrics: Mapping[str, Tensor], weights: Tensor, tokens: int = 0) -> None:
+        """Add a micro-batch: [B] for each metric, the [B] weights (0 for fillers), and the tokens it processed."""
         self._names = tuple(metrics)
         rows = torch.stack([*metrics.values(), torch.ones_like(weights)]).float()
         sums = (rows * weights).sum(dim=1)
         self._sums = sums if self._sums is None else self._sums + sums
+        self._tokens += tokens
 
     def pop(self, accelerator: Accelerator) -> dict[str, float]:
-        """Means over all ranks since the last call; empty when nothing was added. Every rank must call it."""
+        """Means over all ranks since the last call, and `num_tokens`, the sum of tokens; empty when nothing was added.
+
+        Every rank must call it.
+        """
         if self._sums is None:
             return {}
-        *sums, count = accelerator.reduce(self._sums, reduction="sum").tolist()
-        self._sums = None
-        return {name: value / count for name, value in zip(self._names, sums, strict=True)} if count else {}
+        local = torch.cat((self._sums.double(), self._sums.new_tensor([self._tokens], dtype=torch.float64)))
+        *sums, count, tokens = accelerator.reduce(local, reduction="sum").tolist()
+        self._sums, self._tokens = None, 0
+        means = {name: value / count for name, value in zip(self._names, sums, strict=True)} if count else {}
+        return means | {"num_tokens": tokens}
 
 
 class PairResults:

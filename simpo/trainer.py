@@ -9,6 +9,7 @@ import contextlib
 import functools
 import logging
 from collections.abc import Iterator, Mapping, Sized
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -28,10 +29,9 @@ from simpo.losses import Objective, PairLogps, PairLosses, simpo_loss, step_loss
 from simpo.metrics import PairResults, RunningMeans, pair_metrics
 from simpo.model import build_policy, disable_dropout, load_model_config, load_tokenizer
 from simpo.packing import PackedBatch, PackedDataset
+from simpo.parity import MODEL_INPUTS, check_parity
 
 logger = logging.getLogger(__name__)
-
-_MODEL_INPUTS = ("input_ids", "position_ids", "segments", "source_positions", "target_ids")
 
 
 class StepDataLoader(DataLoader[Any]):
@@ -105,6 +105,7 @@ class PreferenceTrainer(Trainer):
             disable_dropout(policy)
         _use_one_device_per_process(args)
         self._train_means, self._eval_results = RunningMeans(), PairResults()
+        self._checked = False
         super().__init__(
             model=policy,
             args=args,
@@ -116,6 +117,11 @@ class PreferenceTrainer(Trainer):
             compute_metrics=compute_metrics,
             data_collator=cast(Any, list),  # packing happens in PackedDataset
         )
+        if any(size > 1 for size in (self.get_tp_size(), self.get_cp_size(), self.get_sp_size())):
+            raise ConfigError(
+                "tensor, context and sequence parallelism are not supported: a pack's segments lie whole on one "
+                "device. Use ZeRO-3 or FSDP2, and a smaller max_length or per_device_train_batch_size"
+            )
 
     def build_objective(self, args: SimPOConfig) -> Objective:
         """The objective that `args` ask for; subclasses say which."""
@@ -239,7 +245,7 @@ class PreferenceTrainer(Trainer):
     ) -> Any:
         """This micro-batch's share of the step's loss, scaled for engines that average gradients over ranks."""
         logps, results = self._score(model, inputs)
-        self._train_means.add(pair_metrics(logps, results), inputs["pair_weights"])
+        self._train_means.add(pair_metrics(logps, results), inputs["pair_weights"], inputs["input_ids"].shape[1])
         pairs_in_step, chosen_tokens_in_step = cast(Tensor, num_items_in_batch)
         share = step_loss(
             results.losses,
@@ -253,16 +259,28 @@ class PreferenceTrainer(Trainer):
         return (loss, results) if return_outputs else loss
 
     def _score(self, model: nn.Module, pack: PackedBatch) -> tuple[PairLogps, PairLosses]:
-        token_logps = model(**{key: pack[key] for key in _MODEL_INPUTS})  # type: ignore[literal-required]
+        self._check_once(model)
+        token_logps = model(**{key: pack[key] for key in MODEL_INPUTS})  # type: ignore[literal-required]
         lengths = torch.stack((pack["chosen_lengths"], pack["rejected_lengths"]), dim=1)
         chosen, rejected = response_logps(token_logps, lengths.flatten()).view(-1, 2).unbind(dim=1)
         logps = PairLogps(chosen, rejected, pack["chosen_lengths"], pack["rejected_lengths"])
         return logps, self.objective(logps)
 
+    def _check_once(self, model: nn.Module) -> None:
+        if self._checked:
+            return
+        self._checked = True
+        base = self.accelerator.unwrap_model(model)
+        rounded = self.args.bf16 or self.args.fp16 or self.args.tf32 or next(base.parameters()).dtype != torch.float32
+        vocabulary = base.config.get_text_config().vocab_size
+        check_parity(model, vocabulary=vocabulary, device=self.args.device, exact=not rounded)
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the means of the per-pair metrics since the last log, over all ranks."""
         if "loss" in logs:
             means = self._train_means.pop(self.accelerator)
+            self.state.num_input_tokens_seen += int(means.pop("num_tokens", 0))
+            means["num_tokens"] = self.state.num_input_tokens_seen
             preference_loss = means.pop("loss", None)
             if self.args.sft_weight and preference_loss is not None:
                 means["preference_loss"] = preference_loss
@@ -274,6 +292,11 @@ class PreferenceTrainer(Trainer):
         packs = [inputs] if isinstance(inputs, Mapping) else inputs
         tokens = sum(pack["input_ids"].shape[1] for pack in packs)
         return super().floating_point_ops({"input_ids": torch.empty(1, tokens, device="meta")})
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """A card that is already there, such as the one of `simpo train`, is kept."""
+        if not (Path(str(self.args.output_dir)) / "README.md").exists():
+            super().create_model_card(*args, **kwargs)
 
     # Evaluation
 

@@ -17,7 +17,7 @@ PACKAGE = ROOT / "simpo"
 # From the ground up: a file imports from its own layer or from one below. Folders count as one name.
 LAYERS = (
     {"errors", "losses", "logps", "attention"},
-    {"batching", "packing", "metrics"},
+    {"batching", "packing", "parity", "metrics"},
     {"checks", "config", "forward", "model", "settings", "data"},
     {"trainer"},
     {"run"},

@@ -253,7 +253,16 @@ def test_dtypes(read: Read, name: str, dtype: str) -> None:
 def test_attention_is_a_preference(read: Read, name: str) -> None:
     settings = read(f"attn_implementation: {name}\n")
     assert settings.model.attn_implementation == name
-    assert len([line for line in settings.conversions if f"attn_implementation: {name} -> a preference" in line]) == 1
+    assert (
+        len(
+            [
+                line
+                for line in settings.conversions
+                if f"attn_implementation: {name} -> simpo's packed attention" in line
+            ]
+        )
+        == 1
+    )
 
 
 def test_hub_token_is_masked(read: Read) -> None:

@@ -18,8 +18,9 @@ def make_args(tmp_path):
     def make(**kwargs) -> SimPOConfig:
         defaults = {
             "output_dir": str(tmp_path / "out"), "total_train_batch_size": 8, "learning_rate": 1e-3,
-            "warmup_steps": 0.1, "logging_steps": 1, "save_strategy": "no", "use_cpu": True, "bf16": False, "disable_tqdm": True,
-            "optim": "adamw_torch", "weight_decay": 0.0, "max_prompt_length": 800, "max_length": 1024,
+            "warmup_steps": 0.1, "logging_steps": 1, "save_strategy": "no", "use_cpu": True, "bf16": False,
+            "disable_tqdm": True, "optim": "adamw_torch", "weight_decay": 0.0, "max_prompt_length": 800,
+            "max_length": 1024,
         }  # fmt: skip
         return SimPOConfig(**defaults | kwargs)
 
@@ -40,7 +41,8 @@ def _logs(trainer) -> list[dict]:
 def test_parity_with_the_published_implementation(golden, rows, tiny_dir, make_args, run, shared) -> None:
     expected = golden["runs"][run]
     names = ("per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs", "learning_rate",
-             "beta", "gamma_beta_ratio", "max_length", "max_prompt_length", "weight_decay", "seed", "max_grad_norm")  # fmt: skip
+             "beta", "gamma_beta_ratio", "max_length", "max_prompt_length",
+             "weight_decay", "seed", "max_grad_norm")  # fmt: skip
     args = make_args(
         total_train_batch_size=None, tokenization="paper", prefix_sharing=shared,
         **{name: expected["args"][name] for name in names},

@@ -180,11 +180,6 @@ class Encoder:
         end = self.chat.end_of_turn
         return response.index(end) if end is not None and end in response else None
 
-    def _encode_continuation(self, text: str) -> list[int]:
-        # tokenizers of the SentencePiece kind put a space before a text's first word; behind a line break they do not
-        anchor, anchored = self.encode(["\n", "\n" + text])
-        return anchored[len(anchor) :] if anchored[: len(anchor)] == anchor else self.encode([text])[0]
-
     def _with_prefix(self, ids: list[int]) -> list[int]:
         """Exactly one BOS, whoever writes it: the tokenizer, the template, or both."""
         while self.bos is not None and ids[:2] == [self.bos, self.bos]:

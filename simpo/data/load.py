@@ -50,8 +50,8 @@ def load_datasets(settings: DataSettings, seed: int = 42) -> tuple[Dataset, Data
         seed: of every draw; the same seed gives the same rows in the same order.
 
     Returns:
-        Training rows, shuffled, and evaluation rows or None. Rows are raw (`prompt`, `chosen`, `rejected`), or token
-        ids where the sources hold them.
+        Training rows and evaluation rows or None, in the order of the sources. Rows are raw (`prompt`,
+        `chosen`, `rejected`), or token ids where the sources hold them.
 
     Raises:
         ConfigError: settings contradict each other.
@@ -61,8 +61,14 @@ def load_datasets(settings: DataSettings, seed: int = 42) -> tuple[Dataset, Data
     if not mixer:
         raise ConfigError("no training data: set dataset_mixer ({source: fraction}) or dataset_name")
     purposes: tuple[Purpose, ...] = ("train",) if settings.eval_dataset_mixer else ("train", "eval")
+    # Steps draw their pairs from a seeded permutation anyway; in file order, a row's number can be found in its file.
     train, evaluation = load_raw(
-        mixer, splits=settings.dataset_splits, configs=settings.dataset_configs, seed=seed, purposes=purposes
+        mixer,
+        splits=settings.dataset_splits,
+        configs=settings.dataset_configs,
+        seed=seed,
+        shuffle=settings.max_train_samples is not None,
+        purposes=purposes,
     )
     if settings.eval_dataset_mixer:
         evaluation = load_raw(
@@ -101,7 +107,7 @@ def load_raw(
             or the default `[train, test]` takes the test split only from sources that have one.
         configs: one configuration name or None per source.
         seed: of the draw of a fraction and of the final shuffle of training rows.
-        shuffle: shuffle the training rows.
+        shuffle: shuffle the training rows; needed only where a part of the mix is taken.
         purposes: what is wanted. A source without splits is training data, unless only evaluation data are wanted.
 
     Raises:

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from simpo.errors import ConfigError, ModelError
@@ -67,10 +68,18 @@ def find_checkpoint(output_dir: str | Path, resume: str | bool | None, *, overwr
     return last
 
 
+_WRITTEN = (
+    "model*.safetensors", "model.safetensors.index.json", "adapter_*", "*_results.json", "trainer_state.json", MANIFEST
+)  # fmt: skip
+
+
 def clear(output_dir: str | Path) -> None:
-    """Remove the checkpoints of an earlier run, so that none can be mistaken for one of the new run."""
+    """Remove what an earlier run left, so that nothing of it can be mistaken for a part of the new run."""
     for path in Path(output_dir).glob("checkpoint-*"):
         shutil.rmtree(path)
+    for pattern in _WRITTEN:
+        for path in Path(output_dir).glob(pattern):
+            path.unlink()
 
 
 def check_identity(checkpoint: Path, identity: dict[str, Any]) -> None:
@@ -106,6 +115,7 @@ class IdentityCallback(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Called by transformers after a checkpoint was written."""
+        PartialState().wait_for_everyone()  # the other processes may still be writing their part
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         if state.is_world_process_zero and folder.is_dir():
             (folder / IDENTITY).write_text(json.dumps(self.identity, indent=2, sort_keys=True))

@@ -26,12 +26,14 @@ _PACKAGES = (
 _IDENTITY = (
     "beta", "gamma_beta_ratio", "sft_weight", "label_smoothing", "loss_type", "max_length", "max_prompt_length",
     "tokenization", "add_empty_system", "total_train_batch_size", "learning_rate", "lr_scheduler_type", "warmup_steps",
-    "num_train_epochs", "max_steps", "optim", "weight_decay", "max_grad_norm", "seed", "data_seed",
+    "lr_scheduler_kwargs",
+    "num_train_epochs", "max_steps", "optim", "weight_decay", "max_grad_norm", "adam_beta1", "adam_beta2",
+    "adam_epsilon", "bf16", "fp16", "seed", "data_seed",
     "dataloader_drop_last", "disable_dropout",
 )  # fmt: skip
 
 
-def run_identity(settings: RunSettings, tokenizer: PreTrainedTokenizerBase, train_pairs: int) -> dict[str, Any]:
+def run_identity(settings: RunSettings, tokenizer: PreTrainedTokenizerBase, pairs: Any) -> dict[str, Any]:
     """What must agree between a checkpoint and the run that goes on from it."""
     identity: dict[str, Any] = {key: getattr(settings.training, key) for key in _IDENTITY}
     identity["lr_scheduler_type"] = str(identity["lr_scheduler_type"]).removeprefix("SchedulerType.").lower()
@@ -40,12 +42,23 @@ def run_identity(settings: RunSettings, tokenizer: PreTrainedTokenizerBase, trai
     identity |= {
         "model_name_or_path": model.model_name_or_path,
         "model_revision": model.model_revision,
-        "lora": [model.lora_r, model.lora_alpha, model.lora_target_modules] if model.use_peft else None,
-        "train_pairs": train_pairs,
+        "lora": [model.lora_r, model.lora_alpha, model.lora_dropout, model.lora_target_modules]
+        if model.use_peft
+        else None,
+        "quantised": model.load_in_4bit or model.load_in_8bit,
+        "train_pairs": len(pairs),
+        "train_pairs_hash": pairs_hash(pairs),
         "tokenizer": tokenizer_hash(tokenizer),
         "chat_template": text_hash(tokenizer.chat_template),
     }
     return identity
+
+
+def pairs_hash(pairs: Any, sample: int = 256) -> str | None:
+    """Hash of tokenised pairs, taken from up to `sample` of them, evenly spread."""
+    rows = range(0, len(pairs), max(1, len(pairs) // sample))
+    keys = ("prompt_ids", "chosen_ids", "rejected_ids")
+    return text_hash(json.dumps([[list(map(int, pairs[row][key])) for key in keys] for row in rows]))
 
 
 def text_hash(text: Any) -> str | None:

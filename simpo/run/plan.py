@@ -53,7 +53,7 @@ def plan_lines(
         ("batch", _batch(args)),
         (
             "steps",
-            f"{steps:,} optimizer steps ({args.num_train_epochs:g} epochs of {steps_per_epoch(train_pairs, args):,})",
+            f"{steps:,} optimizer steps ({_epochs(train_pairs, args)})",
         ),
         ("schedule", _schedule(args, steps)),
         ("engine", engine),
@@ -79,9 +79,20 @@ def _objective(args: SimPOConfig) -> str:
 def _batch(args: SimPOConfig) -> str:
     sharing = "prompts shared" if args.prefix_sharing else "prompts repeated"
     return (
-        f"{args.world_size} devices x {args.micro_batches_per_step} micro-batches x up to "
-        f"{args.per_device_train_batch_size} pairs = {args.total_train_batch_size} pairs a step ({sharing}, no padding)"
+        f"{_count(args.world_size, 'device')} x {_count(args.micro_batches_per_step, 'micro-batch')} x up to "
+        f"{_count(args.per_device_train_batch_size, 'pair')} = {args.total_train_batch_size} pairs a step "
+        f"({sharing}, no padding)"
     )
+
+
+def _epochs(pairs: int, args: SimPOConfig) -> str:
+    epochs = total_steps(pairs, args) / max(1, steps_per_epoch(pairs, args))
+    return f"{epochs:.3g} x {steps_per_epoch(pairs, args):,} an epoch"
+
+
+def _count(number: int, noun: str) -> str:
+    plural = noun + ("es" if noun.endswith("ch") else "s")
+    return f"{number:,} {noun if number == 1 else plural}"
 
 
 def _schedule(args: SimPOConfig, steps: int) -> str:

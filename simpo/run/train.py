@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,6 +20,7 @@ from simpo.config import SimPOConfig
 from simpo.data.chat import resolve_chat_template
 from simpo.data.load import load_datasets
 from simpo.data.tokenize import TokenizeReport
+from simpo.errors import ConfigError
 from simpo.model import load_model_config, load_tokenizer, master_dtype
 from simpo.run.card import model_card
 from simpo.run.folder import IdentityCallback, check_identity, clear, find_checkpoint
@@ -55,7 +57,8 @@ def run_training(
     _quiet(args)
     set_seed(args.seed)
     _merge_init_kwargs(settings)
-    checkpoint = find_checkpoint(args.output_dir or "", resume_from_checkpoint, overwrite=overwrite)
+    _check_engine(args)
+    checkpoint, folder_note = _checkpoint_of(args, resume_from_checkpoint, overwrite, dry_run)
     name = str(settings.model.model_name_or_path)
     hub: dict[str, Any] = {
         "revision": settings.model.model_revision,
@@ -69,11 +72,8 @@ def run_training(
     with args.main_process_first(desc="reading data"):
         train, evaluation = load_datasets(settings.data, seed=args.seed)
     if dry_run:
-        _print_plan(settings, config, *_sample_report(train, evaluation, tokenizer, args))
+        _print_plan(settings, config, *_sample_report(train, evaluation, tokenizer, args), notes=folder_note)
         return
-    PartialState().wait_for_everyone()  # every process has looked at the folder before one writes into it
-    if overwrite and checkpoint is None and PartialState().is_main_process:
-        clear(args.output_dir or "")
     trainer = SimPOTrainer(
         model=name,
         args=args,
@@ -85,7 +85,35 @@ def run_training(
     )
     reports = [report for report in (trainer.train_report, *trainer.eval_reports.values()) if report is not None]
     _print_plan(settings, config, _pairs(trainer.train_dataset), _pairs(trainer.eval_dataset), reports, trainer)
+    PartialState().wait_for_everyone()  # every process has looked at the folder before one writes into it
+    if overwrite and checkpoint is None and PartialState().is_main_process:
+        clear(args.output_dir or "")
     _train(trainer, settings, reports, checkpoint)
+
+
+def _check_engine(args: SimPOConfig) -> None:
+    plugin = getattr(args, "deepspeed_plugin", None)
+    if plugin is None or plugin.zero_stage != 3:
+        return
+    gather = plugin.deepspeed_config.get("zero_optimization", {}).get("stage3_gather_16bit_weights_on_model_save")
+    if gather in (False, None):
+        raise ConfigError(
+            "ZeRO-3 without gathering leaves no model behind: set zero3_save_16bit_model: true in the accelerate "
+            "config (stage3_gather_16bit_weights_on_model_save in a DeepSpeed config)"
+        )
+
+
+def _checkpoint_of(
+    args: SimPOConfig, resume: str | bool | None, overwrite: bool, dry_run: bool
+) -> tuple[Path | None, list[str]]:
+    """The checkpoint to go on from. A dry run only notes what would stop the run here."""
+    try:
+        checkpoint = find_checkpoint(args.output_dir or "", resume, overwrite=overwrite)
+    except ConfigError as error:
+        if not dry_run:
+            raise
+        return None, [f"! {error}"]
+    return checkpoint, [f"goes on from {checkpoint}"] if checkpoint else []
 
 
 def _quiet(args: SimPOConfig) -> None:
@@ -113,11 +141,12 @@ def _sample_report(
         if data is None:
             counts.append(0)
             continue
-        sample = data.select(range(min(len(data), _SAMPLE_ROWS)))
+        stride = max(1, len(data) // _SAMPLE_ROWS)  # from all over: sources stand one after another
+        sample = data.select(range(0, len(data), stride)[:_SAMPLE_ROWS])
         kept, report = tokenized(sample, tokenizer, args, name)
         counts.append(round(len(data) * len(kept) / len(sample)))
         if report is not None:
-            report.desc = f"{name}, the first {len(sample):,} of {len(data):,} rows"
+            report.desc = f"{name}, a sample of {len(sample):,} of {len(data):,} rows"
             reports.append(report)
     return counts[0], counts[1], reports
 
@@ -129,6 +158,7 @@ def _print_plan(
     eval_pairs: int,
     reports: Iterable[TokenizeReport],
     trainer: SimPOTrainer | None = None,
+    notes: Iterable[str] = (),
 ) -> None:
     args = settings.training
     if not PartialState().is_main_process:
@@ -153,7 +183,7 @@ def _print_plan(
         master_dtype=weights,
         engine=engine_name(args, trainer),
     )
-    print("\n".join(lines), flush=True)
+    print("\n".join([*lines, *notes]), flush=True)
 
 
 def engine_name(args: SimPOConfig, trainer: SimPOTrainer | None = None) -> str:
@@ -161,8 +191,8 @@ def engine_name(args: SimPOConfig, trainer: SimPOTrainer | None = None) -> str:
     plugin = getattr(args, "deepspeed_plugin", None)
     if plugin is not None:
         return f"DeepSpeed ZeRO-{plugin.zero_stage} on {args.world_size} processes"
-    kind = trainer.accelerator.distributed_type if trainer is not None else None
-    if kind == DistributedType.FSDP:
+    launched = os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true")  # before there is an accelerator
+    if launched if trainer is None else trainer.accelerator.distributed_type == DistributedType.FSDP:
         return f"FSDP on {args.world_size} processes"
     return "one process" if args.world_size == 1 else f"DDP on {args.world_size} processes"
 
@@ -172,7 +202,7 @@ def _train(
 ) -> None:
     args, tokenizer = settings.training, trainer.processing_class
     assert isinstance(tokenizer, PreTrainedTokenizerBase)
-    identity = run_identity(settings, tokenizer, _pairs(trainer.train_dataset))
+    identity = run_identity(settings, tokenizer, trainer.train_dataset)
     if checkpoint is not None:
         check_identity(checkpoint, identity)
         _say(f"Going on from {checkpoint}")

@@ -53,7 +53,7 @@ GONE = {
     "group_by_length": Gone(_off, "leave it out: micro-batches are formed from whole optimizer steps"),
     "half_precision_backend": Gone(_anything, "mixed precision is always torch's"),
     "include_inputs_for_metrics": Gone(_off, "write include_for_metrics: [inputs]"),
-    "include_tokens_per_second": Gone(_anything, "tokens are logged with the other metrics"),
+    "include_tokens_per_second": Gone(_anything, "num_tokens is logged with the other metrics"),
     "is_encoder_decoder": Gone(_off, "leave it out: only decoder models can be trained"),
     "label_pad_token_id": Gone(_anything, "scored tokens are chosen by position, nothing is padded"),
     "logging_dir": Gone(_anything, "set the environment variable TENSORBOARD_LOGGING_DIR"),

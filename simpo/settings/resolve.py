@@ -127,8 +127,8 @@ def _check(files: Paths, overrides: Sequence[str]) -> _Checked:
     report.stop_if_any()
     if values.get("attn_implementation") is not None:
         conversions.append(
-            f"attn_implementation: {values['attn_implementation']} -> a preference; attention over shared prompts is "
-            "simpo's own and takes the fastest backend that this machine serves"
+            f"attn_implementation: {values['attn_implementation']} -> simpo's packed attention, which alone knows "
+            "shared prompts; the setting is taken as a preference and not used"
         )
     return _Checked(values, merged, list(dict.fromkeys(conversions)), paths)
 

@@ -239,11 +239,17 @@ def test_fraction_out_of_bounds(tmp_path, fraction):
         load_datasets(Settings({path: fraction}))
 
 
-def test_training_rows_are_shuffled_once_by_the_seed(tmp_path):
+def test_training_rows_keep_their_order(tmp_path):
     path = write_lines(tmp_path / "p.jsonl", rows(50))
-    first, again = (prompts_of(load_datasets(Settings({path: 1.0}), seed=3)[0]) for _ in range(2))
-    assert first == again != [f"a {i}" for i in range(50)]
-    assert prompts_of(load_raw({path: 1.0}, shuffle=False).train) == [f"a {i}" for i in range(50)]
+    assert prompts_of(load_datasets(Settings({path: 1.0}), seed=3)[0]) == [f"a {i}" for i in range(50)]
+
+
+def test_a_part_is_drawn_by_the_seed(tmp_path):
+    path = write_lines(tmp_path / "p.jsonl", rows(50))
+    settings = Settings({path: 1.0}, max_train_samples=20)
+    first, again = (prompts_of(load_datasets(settings, seed=3)[0]) for _ in range(2))
+    assert first == again != [f"a {i}" for i in range(20)]
+    assert len(set(first)) == 20
 
 
 def test_sources_of_different_formats_mix(tmp_path, tiny_tokenizer):

@@ -66,8 +66,10 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path) -> None:
         check_identity(path, {"beta": 10.0})
 
 
-def test_clear_removes_checkpoints_only(tmp_path) -> None:
+def test_clear_removes_what_a_run_left_and_nothing_else(tmp_path) -> None:
     _checkpoint(tmp_path, 5)
+    for name in ("model.safetensors", "adapter_config.json", MANIFEST, "train_results.json"):
+        (tmp_path / name).write_text("{}")
     (tmp_path / "notes.txt").write_text("x")
     clear(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
