@@ -34,6 +34,7 @@ _NUMBER_RULES = (
     _Rule("per_device_eval_batch_size", lambda v: v >= 1, "must be at least 1"),
     _Rule("gradient_accumulation_steps", lambda v: v >= 1, "must be at least 1"),
     _Rule("total_train_batch_size", lambda v: v is None or v >= 1, "must be at least 1, or left out"),
+    _Rule("max_tokens_per_microbatch", lambda v: v is None or v >= 1, "must be at least 1, or left out"),
     _Rule("dataset_num_proc", lambda v: v is None or v >= 1, "must be at least 1, or left out"),
 )
 

@@ -7,7 +7,6 @@ flat YAML file can hold all three (`simpo.settings`).
 from __future__ import annotations
 
 import copy
-import math
 import os
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal
@@ -16,6 +15,7 @@ from transformers import SchedulerType, TrainingArguments
 from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_available
 from trl import ModelConfig
 
+from simpo.batching import micro_batches_per_rank
 from simpo.checks import find_problems, is_number
 from simpo.errors import ConfigError
 
@@ -52,12 +52,14 @@ class SimPOConfig(TrainingArguments):
         prefix_sharing: compute the prompt of a pair once; false runs each response with its own prompt.
         total_train_batch_size: pairs per optimizer step over all devices. None: per_device_train_batch_size x
             gradient_accumulation_steps x processes.
+        max_tokens_per_microbatch: upper bound of packed tokens in a micro-batch; a single longer pair still runs alone.
+            None: micro-batches hold per_device_train_batch_size pairs on average.
         disable_dropout: set every dropout probability of the policy to 0.
         dataset_num_proc: processes that tokenise.
         model_init_kwargs: passed to `from_pretrained` when the model is given by name (dict, or JSON text).
 
     The optimizer step is the unit: after construction `gradient_accumulation_steps` is always 1, what was given is in
-    `total_train_batch_size`, and each process runs `micro_batches_per_step` micro-batches per step.
+    `total_train_batch_size`. How a step is cut into micro-batches never changes what is computed.
 
     Raises:
         ConfigError: a number is out of bounds, or settings contradict each other.
@@ -123,6 +125,9 @@ class SimPOConfig(TrainingArguments):
     prefix_sharing: bool = field(default=True, metadata={"help": "Compute the prompt of a pair once."})
     total_train_batch_size: int | None = field(
         default=None, metadata={"help": "Pairs per optimizer step over all devices; accumulation follows from it."}
+    )
+    max_tokens_per_microbatch: int | None = field(
+        default=None, metadata={"help": "Upper bound of packed tokens in a micro-batch; replaces the count of pairs."}
     )
     disable_dropout: bool = field(default=True, metadata={"help": "Set every dropout probability to 0."})
     model_init_kwargs: dict[str, Any] | str | None = field(
@@ -192,9 +197,9 @@ class SimPOConfig(TrainingArguments):
 
     @property
     def micro_batches_per_step(self) -> int:
-        """Micro-batches that each process runs for one optimizer step."""
+        """Micro-batches that each process runs for one optimizer step where max_tokens_per_microbatch is not set."""
         assert self.total_train_batch_size is not None  # set in __post_init__
-        return math.ceil(self.total_train_batch_size / (self.per_device_train_batch_size * self.world_size))
+        return micro_batches_per_rank(self.total_train_batch_size, self.per_device_train_batch_size, self.world_size)
 
 
 @dataclass

@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
 import numpy as np
+import pyarrow.compute as pc  # type: ignore[import-untyped]
 import torch
+from datasets import Dataset
 from torch import Tensor
 
 from simpo.attention import Segment, pair_segments
@@ -93,6 +95,26 @@ def pack_pairs(
         pair_weights=weights,
         pair_index=torch.tensor(list(index)),
     )
+
+
+def packed_tokens(pairs: Any, *, prefix_sharing: bool = True) -> np.ndarray:
+    """Tokens that each pair of a tokenised dataset takes in a pack: P + C + R, or 2P + C + R without sharing.
+
+    Args:
+        pairs: a `datasets.Dataset`, read column by column without decoding, or a sequence of rows.
+
+    Returns:
+        [N] int64.
+    """
+    keys = ("prompt_ids", "chosen_ids", "rejected_ids")
+    if isinstance(pairs, Dataset):
+        tables = pairs.select_columns(list(keys)).with_format("arrow").iter(batch_size=10_000)
+        lengths = [[pc.list_value_length(table[key]).to_numpy() for key in keys] for table in tables]
+        columns = np.concatenate(lengths, axis=1) if lengths else np.zeros((3, 0))
+    else:
+        columns = np.array([[len(pair[key]) for pair in pairs] for key in keys])
+    prompt, chosen, rejected = columns.astype(np.int64)
+    return (1 if prefix_sharing else 2) * prompt + chosen + rejected
 
 
 def _long(parts: Sequence[Any]) -> Tensor:

@@ -8,7 +8,7 @@ devices, the engine, or how a step is cut.
 import contextlib
 import functools
 import logging
-from collections.abc import Iterator, Mapping, Sized
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from transformers.trainer_utils import EvalLoopOutput
 
-from simpo.batching import StepSampler
+from simpo.batching import Budget, PlanSummary, StepSampler
 from simpo.config import SimPOConfig
 from simpo.data.tokenize import TokenizeOptions, TokenizeReport, is_tokenized, tokenize_pairs
 from simpo.errors import ConfigError, DataError, ModelError
@@ -28,7 +28,7 @@ from simpo.logps import response_logps
 from simpo.losses import Objective, PairLogps, PairLosses, simpo_loss, step_loss
 from simpo.metrics import PairResults, RunningMeans, pair_metrics
 from simpo.model import build_policy, disable_dropout, load_model_config, load_tokenizer
-from simpo.packing import PackedBatch, PackedDataset
+from simpo.packing import PackedBatch, PackedDataset, packed_tokens
 from simpo.parity import MODEL_INPUTS, check_parity
 
 logger = logging.getLogger(__name__)
@@ -145,21 +145,27 @@ class PreferenceTrainer(Trainer):
                     self.eval_reports["eval"] = report
         return train, evaluation
 
+    def plan_summary(self) -> PlanSummary:
+        """How the first epoch is cut into micro-batches, and what that costs."""
+        return self._train_sampler().summary()
+
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Loader that yields optimizer steps: lists of this rank's packed micro-batches."""
+        return self._loader(self.train_dataset, self._train_sampler(), list)
+
+    def _train_sampler(self) -> StepSampler:
         if self.train_dataset is None:
             raise DataError("training needs a train_dataset; pass one to the trainer")
         assert self.args.total_train_batch_size is not None  # SimPOConfig computes it
-        sampler = StepSampler(
-            len(cast(Sized, self.train_dataset)),
+        return StepSampler(
+            packed_tokens(self.train_dataset, prefix_sharing=self.args.prefix_sharing),
             pairs_per_step=self.args.total_train_batch_size,
-            pairs_per_micro_batch=self.args.per_device_train_batch_size,
+            budget=Budget(self.args.per_device_train_batch_size, self.args.max_tokens_per_microbatch),
             world_size=self.accelerator.num_processes,
             rank=self.accelerator.process_index,
             seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
             drop_last=self.args.dataloader_drop_last,
         )
-        return self._loader(self.train_dataset, sampler, list)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         """Loader that yields packed micro-batches in the data set's order, cut over the ranks."""
@@ -171,11 +177,11 @@ class PreferenceTrainer(Trainer):
         if not is_tokenized(dataset):
             with self.args.main_process_first(desc="tokenising"):
                 dataset, _ = tokenized(dataset, self.processing_class, self.args, "eval")
-        pairs_per_micro_batch = self.args.per_device_eval_batch_size
+        pairs = self.args.per_device_eval_batch_size
         sampler = StepSampler(
-            len(dataset),
-            pairs_per_step=pairs_per_micro_batch * self.accelerator.num_processes,
-            pairs_per_micro_batch=pairs_per_micro_batch,
+            packed_tokens(dataset, prefix_sharing=self.args.prefix_sharing),
+            pairs_per_step=pairs * self.accelerator.num_processes,
+            budget=Budget(pairs),
             world_size=self.accelerator.num_processes,
             rank=self.accelerator.process_index,
         )

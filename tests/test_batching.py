@@ -1,33 +1,65 @@
-"""Plans of optimizer steps: the same pairs in a step, however it is cut."""
+"""Plans of optimizer steps: the same pairs in a step however it is cut, and cuts that keep all ranks busy."""
 
 import itertools
+import time
 
+import numpy as np
 import pytest
 
-from simpo.batching import StepSampler, micro_batches_per_rank, plan_step
+from simpo.batching import Budget, MicroBatch, StepSampler, micro_batches_per_rank, plan_step, summarize
 
 
 def _real_pairs(micro_batches):
     return [row for m in micro_batches for row in m.pairs[: len(m.pairs) - m.fillers]]
 
 
+def _lengths(count: int, seed: int = 0) -> np.ndarray:
+    """Lengths spread as those of UltraFeedback are: log-normal, some pairs ten times as long as others."""
+    rng = np.random.default_rng(seed)
+    parts = [rng.lognormal(np.log(mean) - 0.32, 0.8, count) for mean in (172, 331, 312)]
+    return np.clip(sum(parts), 3, 3700).astype(int)
+
+
 @pytest.mark.parametrize("pairs,size,world", list(itertools.product((1, 2, 5, 8, 13), (1, 3, 8), (1, 2, 4))))
 def test_plan_holds_every_pair_once(pairs, size, world) -> None:
-    ranks = plan_step(list(range(100, 100 + pairs)), size, world)
+    ranks = plan_step(list(range(100, 100 + pairs)), _lengths(pairs), Budget(size), world)
     assert len(ranks) == world
     assert {len(rank) for rank in ranks} == {micro_batches_per_rank(pairs, size, world)}
     rows = [row for rank in ranks for row in _real_pairs(rank)]
     assert sorted(rows) == list(range(100, 100 + pairs))
-    assert all(1 <= len(m.pairs) <= size for rank in ranks for m in rank)
+    assert all(m.pairs and m.fillers in (0, len(m.pairs)) for rank in ranks for m in rank)
+
+
+@pytest.mark.parametrize("world", [1, 2, 8])
+def test_token_budget_is_kept_and_longer_pairs_run_alone(world) -> None:
+    tokens = _lengths(128).tolist()
+    tokens[7] = 9000
+    ranks = plan_step(list(range(128)), tokens, Budget(2, tokens=4096), world)
+    assert len({len(rank) for rank in ranks}) == 1
+    for micro_batch in (m for rank in ranks for m in rank):
+        total = sum(tokens[row] for row in micro_batch.pairs)
+        assert total <= 4096 or micro_batch.pairs == (7,)
+    assert sorted(row for rank in ranks for row in _real_pairs(rank)) == list(range(128))
+    # no more micro-batches than needed, but for the few that the long pair forces
+    assert len(ranks[0]) <= -(-sum(tokens) // (4096 * world)) + 2
+
+
+def test_ranks_of_a_micro_step_are_alike() -> None:
+    summary = StepSampler(_lengths(10_000), pairs_per_step=128, budget=Budget(2, 8192), world_size=8, seed=0).summary()
+    assert summary.imbalance <= 1.02
+    one_pair_each = [[MicroBatch((row,))] for row in range(8)]
+    assert summarize([one_pair_each], _lengths(8)).imbalance > 1.2
+
+
+def _sampler(num_pairs, pairs_per_step, size, world, rank=0, **kwargs):
+    return StepSampler(
+        _lengths(num_pairs), pairs_per_step=pairs_per_step, budget=size if isinstance(size, Budget) else Budget(size),
+        world_size=world, rank=rank, **kwargs,
+    )  # fmt: skip
 
 
 def _steps(num_pairs, pairs_per_step, size, world, epoch=0, **kwargs):
-    samplers = [
-        StepSampler(
-            num_pairs, pairs_per_step=pairs_per_step, pairs_per_micro_batch=size, world_size=world, rank=rank, **kwargs
-        )
-        for rank in range(world)
-    ]
+    samplers = [_sampler(num_pairs, pairs_per_step, size, world, rank, **kwargs) for rank in range(world)]
     for sampler in samplers:
         sampler.set_epoch(epoch)
     assert len({len(sampler) for sampler in samplers}) == 1
@@ -39,7 +71,7 @@ def _steps(num_pairs, pairs_per_step, size, world, epoch=0, **kwargs):
 def test_steps_do_not_depend_on_devices_or_micro_batches() -> None:
     reference = _steps(37, 8, 8, 1, seed=7)
     assert [len(step) for step in reference] == [8, 8, 8, 8, 5]
-    for size, world in ((1, 1), (2, 2), (3, 2), (1, 8), (5, 3)):
+    for size, world in ((1, 1), (2, 2), (3, 2), (1, 8), (5, 3), (Budget(2, 1000), 2)):
         assert _steps(37, 8, size, world, seed=7) == reference
 
 
@@ -56,3 +88,10 @@ def test_without_seed_the_order_is_kept() -> None:
 
 def test_drop_last() -> None:
     assert _steps(5, 2, 2, 1, drop_last=True) == [[0, 1], [2, 3]]
+
+
+def test_a_million_pairs_are_planned_in_seconds() -> None:
+    sampler = _sampler(1_000_000, 128, Budget(2, 8192), 8, seed=0)
+    start = time.perf_counter()
+    assert sum(1 for _ in sampler) == len(sampler) == 7813
+    assert time.perf_counter() - start < 10

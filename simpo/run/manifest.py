@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from simpo.batching import PlanSummary
 from simpo.config import SimPOConfig
 from simpo.run.folder import MANIFEST
 from simpo.settings import RunSettings
@@ -111,14 +112,17 @@ def _git(folder: Path, *arguments: str) -> str:
     return done.stdout.strip()
 
 
-def effective_batch(args: SimPOConfig) -> dict[str, int]:
-    """How a step of pairs is spread: devices x micro-batches x pairs."""
+def effective_batch(args: SimPOConfig, plan: PlanSummary) -> dict[str, float]:
+    """How a step of pairs is spread over devices and micro-batches, on average."""
     assert args.total_train_batch_size is not None
+    micro_batches = plan.micro_batches / max(1, plan.steps)
     return {
         "pairs_per_step": args.total_train_batch_size,
         "devices": args.world_size,
-        "micro_batches_per_device": args.micro_batches_per_step,
-        "pairs_per_micro_batch": args.per_device_train_batch_size,
+        "micro_batches_per_device": round(micro_batches, 3),
+        "tokens_per_epoch": plan.tokens,
+        "longest_micro_batch_tokens": plan.longest,
+        "imbalance": round(plan.imbalance, 4),
     }
 
 
@@ -127,6 +131,7 @@ def build_manifest(
     tokenizer: PreTrainedTokenizerBase,
     *,
     train_dataset: Any,
+    plan: PlanSummary,
     data_report: dict[str, Any],
     master_dtype: str,
     engine: str,
@@ -143,7 +148,7 @@ def build_manifest(
         "settings": settings.resolved,
         "conversions": settings.conversions,
         "gamma": settings.training.gamma,
-        "effective_batch": effective_batch(settings.training),
+        "effective_batch": effective_batch(settings.training, plan),
         "engine": engine,
         "master_dtype": master_dtype,
         "resumed_from": str(resumed_from) if resumed_from else None,

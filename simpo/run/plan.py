@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from simpo.batching import PlanSummary
 from simpo.config import SimPOConfig
 from simpo.settings import RunSettings, recommendations
 
@@ -27,6 +28,7 @@ def plan_lines(
     train_pairs: int,
     eval_pairs: Mapping[str, int],
     data_lines: Iterable[str],
+    plan: PlanSummary | None,
     master_dtype: str,
     engine: str,
 ) -> list[str]:
@@ -38,6 +40,7 @@ def plan_lines(
         train_pairs: pairs that remain for training.
         eval_pairs: the same for each evaluation set.
         data_lines: what was dropped and cut, by cause.
+        plan: how an epoch is cut into micro-batches; None before all data are tokenised.
         master_dtype: sentence on the dtype of the weights.
         engine: what drives the run.
     """
@@ -51,6 +54,7 @@ def plan_lines(
         ("pairs", f"{train_pairs:,} to train, evaluation: {evaluation}"),
         ("lengths", f"max_length {args.max_length}, max_prompt_length {args.max_prompt_length}, {args.tokenization}"),
         ("batch", _batch(args)),
+        *([("cut", str(plan))] if plan is not None else []),
         (
             "steps",
             f"{steps:,} optimizer steps ({_epochs(train_pairs, args)})",
@@ -78,11 +82,12 @@ def _objective(args: SimPOConfig) -> str:
 
 def _batch(args: SimPOConfig) -> str:
     sharing = "prompts shared" if args.prefix_sharing else "prompts repeated"
-    return (
-        f"{_count(args.world_size, 'device')} x {_count(args.micro_batches_per_step, 'micro-batch')} x up to "
-        f"{_count(args.per_device_train_batch_size, 'pair')} = {args.total_train_batch_size} pairs a step "
-        f"({sharing}, no padding)"
-    )
+    if args.max_tokens_per_microbatch is not None:
+        size = f"micro-batches of up to {args.max_tokens_per_microbatch:,} tokens"
+    else:
+        pairs = args.per_device_train_batch_size
+        size = f"{_count(args.micro_batches_per_step, 'micro-batch')} x about {_count(pairs, 'pair')}"
+    return f"{_count(args.world_size, 'device')} x {size} = {args.total_train_batch_size} pairs a step ({sharing})"
 
 
 def _epochs(pairs: int, args: SimPOConfig) -> str:

@@ -16,6 +16,7 @@ from accelerate.utils import DistributedType
 from datasets import Dataset
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
+from simpo.batching import PlanSummary
 from simpo.config import SimPOConfig
 from simpo.data.chat import resolve_chat_template
 from simpo.data.load import load_datasets
@@ -84,11 +85,12 @@ def run_training(
         quantization_config=settings.model.quantization_config(),
     )
     reports = [report for report in (trainer.train_report, *trainer.eval_reports.values()) if report is not None]
-    _print_plan(settings, config, _pairs(trainer.train_dataset), _pairs(trainer.eval_dataset), reports, trainer)
+    plan = trainer.plan_summary()
+    _print_plan(settings, config, _pairs(trainer.train_dataset), _pairs(trainer.eval_dataset), reports, trainer, plan)
     PartialState().wait_for_everyone()  # every process has looked at the folder before one writes into it
     if overwrite and checkpoint is None and PartialState().is_main_process:
         clear(args.output_dir or "")
-    _train(trainer, settings, reports, checkpoint)
+    _train(trainer, settings, reports, plan, checkpoint)
 
 
 def _check_engine(args: SimPOConfig) -> None:
@@ -158,6 +160,7 @@ def _print_plan(
     eval_pairs: int,
     reports: Iterable[TokenizeReport],
     trainer: SimPOTrainer | None = None,
+    plan: PlanSummary | None = None,
     notes: Iterable[str] = (),
 ) -> None:
     args = settings.training
@@ -180,6 +183,7 @@ def _print_plan(
         train_pairs=train_pairs,
         eval_pairs={"eval": eval_pairs} if eval_pairs else {},
         data_lines=[line for report in reports for line in report.lines()],
+        plan=plan,
         master_dtype=weights,
         engine=engine_name(args, trainer),
     )
@@ -198,7 +202,11 @@ def engine_name(args: SimPOConfig, trainer: SimPOTrainer | None = None) -> str:
 
 
 def _train(
-    trainer: SimPOTrainer, settings: RunSettings, reports: Iterable[TokenizeReport], checkpoint: Path | None
+    trainer: SimPOTrainer,
+    settings: RunSettings,
+    reports: Iterable[TokenizeReport],
+    plan: PlanSummary,
+    checkpoint: Path | None,
 ) -> None:
     args, tokenizer = settings.training, trainer.processing_class
     assert isinstance(tokenizer, PreTrainedTokenizerBase)
@@ -211,6 +219,7 @@ def _train(
         settings,
         tokenizer,
         train_dataset=trainer.train_dataset,
+        plan=plan,
         data_report={report.desc: dataclasses.asdict(report) for report in reports},
         master_dtype=trainer.master_dtype_note,
         engine=engine_name(args, trainer),
