@@ -1,12 +1,16 @@
-"""The demo's model: a byte-level tokenizer, a small Llama taught from scratch to answer, and how both are judged."""
+"""The demo's model: a byte-level tokenizer, a small Llama taught from scratch to answer, and how it is judged."""
 
-from collections.abc import Iterable, Sequence
+import contextlib
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import torch
+import transformers
 from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
@@ -19,26 +23,30 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
-from scripts.demo_pairs import GOOD, Question, World, answers
+from scripts.demo_pairs import GOOD, DemoData, answers
+from simpo import SimPOConfig, SimPOTrainer
 from simpo.data.chat import resolve_chat_template
 
-_VOCABULARY = 1024  # upper bound; the texts of the town need fewer
+_VOCABULARY = 1024  # upper bound; the words of the town need fewer
 _MAX_TOKENS = 128
+_MAX_ANSWER = 48
 
 
 def build_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE tokenizer; its turns are ChatML, and the end of a turn is the end of the text."""
-    specials = ["<|pad|>", "<|im_start|>", "<|im_end|>"]
+    """Train a byte-level BPE tokenizer. Turns are written as ChatML; the end of a turn is the end of the text."""
+    pad, start, end = "<|pad|>", "<|im_start|>", "<|im_end|>"
     bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
-    bpe.decoder = decoders.ByteLevel()  # type: ignore[assignment]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=_VOCABULARY, special_tokens=specials, initial_alphabet=alphabet, show_progress=False
+        vocab_size=_VOCABULARY,
+        special_tokens=[pad, start, end],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
     bpe.train_from_iterator(texts, trainer)
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=bpe, pad_token=specials[0], eos_token=specials[2], model_max_length=_MAX_TOKENS
+        tokenizer_object=bpe, pad_token=pad, eos_token=end, model_max_length=_MAX_TOKENS
     )
     tokenizer.chat_template = resolve_chat_template("chatml", tokenizer)
     return tokenizer
@@ -55,9 +63,8 @@ def build_model(tokenizer: PreTrainedTokenizerFast, *, hidden_size: int, layers:
         num_attention_heads=4,
         num_key_value_heads=4,
         max_position_embeddings=_MAX_TOKENS,
-        initializer_range=float(__import__("os").environ.get("INIT", "0.02")),
-        rope_theta=float(__import__("os").environ.get("THETA", "10000")),
         tie_word_embeddings=True,
+        initializer_range=hidden_size**-0.5,  # the default of large models makes a small one learn slowly
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
@@ -73,35 +80,34 @@ def teach(
     *,
     epochs: int,
     seed: int,
-) -> float:
-    """Supervised training on dialogues; model and tokenizer are saved in `folder`.
-
-    Returns:
-        Mean negative log-likelihood of the answers' tokens at the last logging step, in nats.
-    """
-    args = SFTConfig(
-        output_dir=str(folder),
-        num_train_epochs=epochs,
-        per_device_train_batch_size=32,
-        learning_rate=3e-3,
-        lr_scheduler_type="cosine",
-        warmup_steps=0.05,
-        weight_decay=0.01,
-        max_length=_MAX_TOKENS,
-        gradient_checkpointing=False,
-        bf16=False,
-        use_cpu=True,
-        seed=seed,
-        logging_steps=25,
-        report_to="none",
-        save_strategy="no",
-    )
+) -> None:
+    """Supervised training on dialogues; model and tokenizer are saved in `folder`."""
+    with warnings.catch_warnings():
+        # transformers is renaming the argument; versions without the new name are supported too
+        warnings.filterwarnings("ignore", message=".*gradient_checkpointing.*", category=FutureWarning)
+        args = SFTConfig(
+            output_dir=str(folder),
+            num_train_epochs=epochs,
+            per_device_train_batch_size=16,
+            learning_rate=3e-3,
+            lr_scheduler_type="cosine",
+            warmup_steps=0.05,
+            weight_decay=0.01,
+            max_length=_MAX_TOKENS,
+            gradient_checkpointing=False,
+            bf16=False,
+            use_cpu=True,
+            dataloader_pin_memory=False,
+            seed=seed,
+            logging_steps=50,
+            report_to="none",
+            save_strategy="no",
+        )
     trainer = SFTTrainer(
         model=model, args=args, train_dataset=Dataset.from_list(list(dialogues)), processing_class=tokenizer
     )
     trainer.train()
     trainer.save_model(str(folder))
-    return float([entry["loss"] for entry in trainer.state.log_history if "loss" in entry][-1])
 
 
 @dataclass(frozen=True)
@@ -109,85 +115,81 @@ class Judgement:
     """A model on the held-out questions.
 
     Attributes:
-        accuracies: share of pairs whose chosen answer has the higher mean log-probability, by flaw.
-        margins: reward of the chosen less that of the rejected answer, one number for each pair.
-        good: share of answers drawn from the model that are true, friendly and on topic, word for word.
-        samples: greedy answers to the sample questions.
+        margins: [N] reward of the chosen less that of the rejected answer.
+        accuracies: share of pairs whose margin is above 0, by flaw.
+        good: share of the model's own answers that are true, friendly and on topic, word for word.
+        replies: the model's own answers, greedily decoded.
     """
 
-    accuracies: dict[str, float]
     margins: np.ndarray
+    accuracies: dict[str, float]
     good: float
-    samples: list[str]
+    replies: list[str]
 
 
-def judge(
-    folder: Path,
-    pairs: Sequence[dict[str, Any]],
-    questions: Sequence[Question],
-    world: World,
-    *,
-    samples: Sequence[int],
-    draws: int,
-    beta: float,
-    seed: int,
-) -> Judgement:
-    """Load the model in `folder`, score the pairs, and let it answer.
+def judge(folder: Path, data: DemoData, settings: SimPOConfig) -> Judgement:
+    """Load a saved model as a user would, let it answer the held-out questions, and score the held-out pairs.
 
     Args:
-        folder: a model as a run leaves it.
-        pairs: held-out rows.
-        questions: those of `pairs`, in the same order.
-        world: what is true.
-        samples: numbers of the questions to answer greedily.
-        draws: how many of the questions are answered by sampling at temperature 1.
-        beta: scale of the rewards.
-        seed: of the draws.
+        folder: of the model.
+        data: with the held-out pairs.
+        settings: the objective and the lengths of the run that the scores belong to.
     """
-    from simpo import SimPOConfig, SimPOTrainer
-
     model = AutoModelForCausalLM.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
+    replies = generate(model, tokenizer, [question.text for question in data.test_questions])
+    hits = [
+        reply in answers(question, GOOD, data.world)
+        for reply, question in zip(replies, data.test_questions, strict=True)
+    ]
     args = SimPOConfig(
-        output_dir=str(folder), beta=beta, max_length=_MAX_TOKENS, max_prompt_length=_MAX_TOKENS // 2,
-        per_device_eval_batch_size=32, use_cpu=True, bf16=False, disable_tqdm=True,
-    )  # fmt: skip
+        output_dir=str(folder),
+        beta=settings.beta,
+        gamma_beta_ratio=settings.gamma_beta_ratio,
+        max_length=settings.max_length,
+        max_prompt_length=settings.max_prompt_length,
+        per_device_eval_batch_size=settings.per_device_eval_batch_size,
+        use_cpu=True,
+        bf16=False,
+        disable_tqdm=True,
+    )
     trainer = SimPOTrainer(model, args, processing_class=tokenizer)
-    results: Any = trainer.predict(Dataset.from_list(list(pairs))).predictions
-    flaws = np.array([pair["flaw"] for pair in pairs])
-    right = results["rewards/accuracies"]
-    if len(right) != len(pairs):
-        raise RuntimeError(f"{len(pairs) - len(right)} held-out pairs were dropped")
-    texts = [question.text for question in questions]
-    torch.manual_seed(seed)
-    drawn = generate(AutoModelForCausalLM.from_pretrained(folder), tokenizer, texts[:draws], sample=True)
-    hits = [text in answers(question, GOOD, world) for text, question in zip(drawn, questions, strict=False)]
+    results: Any = trainer.predict(Dataset.from_list(data.test)).predictions  # type: ignore[arg-type]
+    margins, right = results["rewards/margins"], results["rewards/accuracies"]
+    flaws = np.array([row["flaw"] for row in data.test])
     return Judgement(
-        accuracies={str(flaw): float(right[flaws == flaw].mean()) for flaw in dict.fromkeys(flaws)},
-        margins=results["rewards/margins"],
-        good=float(np.mean(hits)),
-        samples=generate(
-            AutoModelForCausalLM.from_pretrained(folder), tokenizer, [texts[number] for number in samples], sample=False
-        ),
+        margins=margins,
+        accuracies={flaw: float(right[flaws == flaw].mean()) for flaw in sorted(set(flaws))},
+        good=sum(hits) / len(hits),
+        replies=replies,
     )
 
 
 @torch.inference_mode()
-def generate(model: Any, tokenizer: Any, questions: Sequence[str], *, sample: bool) -> list[str]:
-    """Answer questions, greedily or by drawing from the model's distribution."""
+def generate(model: Any, tokenizer: Any, questions: Sequence[str]) -> list[str]:
+    """Answer questions greedily."""
     prompts = [
         tokenizer.apply_chat_template([{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True)
         for text in questions
     ]
     inputs = tokenizer(prompts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False)
-    output = model.eval().generate(
+    tokens = model.eval().generate(
         input_ids=inputs["input_ids"],
         attention_mask=inputs["attention_mask"],
-        max_new_tokens=64,
-        do_sample=sample,
-        top_k=0,
+        max_new_tokens=_MAX_ANSWER,
+        do_sample=False,
     )
-    return [
-        text.strip()
-        for text in tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    ]
+    replies = tokenizer.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return [reply.strip() for reply in replies]
+
+
+@contextlib.contextmanager
+def no_bars() -> Iterator[None]:
+    """Hide the libraries' bars for what takes no time."""
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        datasets.enable_progress_bars()
+        transformers.utils.logging.enable_progress_bar()

@@ -12,10 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ITEMS = (
-    *("lantern", "kettle", "ladder", "bell", "violin", "globe", "bicycle", "teapot", "mirror", "clock"),
-    *("carpet", "drum", "kite", "barrel", "statue", "telescope", "piano", "hat", "basket", "wheelbarrow"),
-)
+ITEMS = ("lantern", "kettle", "ladder", "bell", "violin", "globe", "bicycle", "teapot", "mirror", "clock")
 VALUES = {
     "colour": ("red", "blue", "green", "yellow", "white", "black", "purple", "orange"),
     "place": ("mill", "harbour", "library", "bakery", "school", "market", "lighthouse", "station"),
@@ -130,7 +127,7 @@ def _evasions(item: str) -> list[str]:
 
 
 def make_pair(question: Question, flaw: str, chosen_longer: bool, world: World, rng: random.Random) -> dict[str, Any]:
-    """A row in TRL's conversational format; which answer is longer (in characters) is given, not left to the wording."""
+    """A row in TRL's conversational format; it is given which answer is longer (in characters)."""
     good, flawed = answers(question, GOOD, world), answers(question, FLAWED[flaw], world)
     for _ in range(_MAX_DRAWS):
         chosen, rejected = rng.choice(good), rng.choice(flawed)
@@ -155,11 +152,14 @@ def make_pairs(questions: Sequence[Question], world: World, rng: random.Random) 
 def make_dialogues(
     questions: Sequence[Question], world: World, rng: random.Random, per_question: int
 ) -> list[dict[str, Any]]:
-    """Questions with answers whose qualities are each drawn by tossing a coin, so that none of them is the rule."""
+    """Questions with answers of all kinds: half are friendly, two thirds are on topic, half of these are true.
+
+    The qualities are drawn one by one, so a model that has learnt these dialogues prefers none of them.
+    """
     dialogues = []
     for question, _ in itertools.product(questions, range(per_question)):
-        friendly, on_topic, true = rng.random() < 0.5, rng.random() < 0.667, rng.random() < 0.5
-        text = rng.choice(answers(question, Answer(friendly, on_topic, true), world))
+        kind = Answer(friendly=rng.random() < 1 / 2, on_topic=rng.random() < 2 / 3, true=rng.random() < 1 / 2)
+        text = rng.choice(answers(question, kind, world))
         dialogues.append(
             {
                 "prompt": [{"role": "user", "content": question.text}],
@@ -167,6 +167,11 @@ def make_dialogues(
             }
         )
     return dialogues
+
+
+def share_longer(pairs: Sequence[dict[str, Any]]) -> float:
+    """Share of pairs whose chosen answer is the longer one, in characters."""
+    return sum(len(row["chosen"][0]["content"]) > len(row["rejected"][0]["content"]) for row in pairs) / len(pairs)
 
 
 @dataclass(frozen=True)

@@ -78,11 +78,12 @@ def segment_attention(
         q = query[:, :, segment.query_start : segment.query_end]
         k, v = _segment_keys(key, segment), _segment_keys(value, segment)
         if softcap is None:
-            outputs.append(_sdpa(q, k, v, scale=scale, window=window, dropout=dropout))
+            attended = _sdpa(q, k, v, scale=scale, window=window, dropout=dropout)
         else:
             mask = visible(q.shape[2], k.shape[2], window, q.device)
-            outputs.append(softcapped_attention(q, k, v, mask, scale=scale, softcap=softcap, dropout=dropout))
-    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous()  # some models call .view on it
+            attended = softcapped_attention(q, k, v, mask, scale=scale, softcap=softcap, dropout=dropout)
+        outputs.append(attended.transpose(1, 2))
+    return torch.cat(outputs, dim=1)  # contiguous: some models call .view on it
 
 
 def _segment_keys(states: Tensor, segment: Segment) -> Tensor:
@@ -95,10 +96,14 @@ def _segment_keys(states: Tensor, segment: Segment) -> Tensor:
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None, window: int | None, dropout: float) -> Tensor:
     queries, keys = q.shape[2], k.shape[2]
     plain_causal = queries == keys and (window is None or keys <= window)
-    mask = None if plain_causal else visible(queries, keys, window, q.device)
-    return F.scaled_dot_product_attention(
-        q, k, v, mask, dropout, is_causal=plain_causal, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
-    )
+    if plain_causal:
+        grouped = q.shape[1] != k.shape[1]
+        return F.scaled_dot_product_attention(q, k, v, None, dropout, is_causal=True, scale=scale, enable_gqa=grouped)
+    # With a mask, only CUDA's slow kernel takes grouped heads, so they are repeated.
+    groups = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    mask = visible(queries, keys, window, q.device)
+    return F.scaled_dot_product_attention(q, k, v, mask, dropout, scale=scale)
 
 
 def softcapped_attention(

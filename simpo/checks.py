@@ -56,6 +56,21 @@ _REFUSED_RULES = (
         "is not supported; set total_train_batch_size and lower per_device_train_batch_size until it fits",
     ),
     _Rule(
+        "bf16_full_eval",
+        lambda v: not v,
+        "is not supported: it rounds the float32 masters; bf16: true evaluates in bf16",
+    ),
+    _Rule(
+        "fp16_full_eval",
+        lambda v: not v,
+        "is not supported: it rounds the float32 masters; fp16: true evaluates in fp16",
+    ),
+    _Rule(
+        "torch_compile",
+        lambda v: not v,
+        "is not supported: packs differ in shape and would be compiled anew each time; leave it out",
+    ),
+    _Rule(
         "use_liger_kernel",
         lambda v: not v,
         "is not supported: it replaces model.forward, and with it the packed forward, which builds no logits either",

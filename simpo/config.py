@@ -88,6 +88,10 @@ class SimPOConfig(TrainingArguments):
     )
     remove_unused_columns: bool = field(default=False, metadata={"help": "The collator picks its own columns."})
     report_to: str | list[str] | None = field(default="none", metadata={"help": "Experiment trackers, or none."})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Log zero in place of a loss that is NaN."})
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Search for parameters without gradient in every step; text models have none."}
+    )
     resume_from_checkpoint: str | bool | None = field(  # type: ignore[assignment]
         default=None, metadata={"help": "A checkpoint folder; true: the last one; false: never; left out: automatic."}
     )

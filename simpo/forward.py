@@ -58,6 +58,7 @@ def packed_attention(
                 f"{type(module).__name__} passes `{unserved}` to its attention, which packs do not support"
             )
     if segments is not None:
+        _check_window(module, sliding_window, segments)
         attended = segment_attention(
             query, key, value, segments, scale=scaling, window=sliding_window, softcap=softcap, dropout=dropout
         )
@@ -75,6 +76,23 @@ def packed_attention(
     return sdpa_attention_forward(
         module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, sliding_window=sliding_window
     )
+
+
+def _check_window(module: nn.Module, window: int | None, segments: tuple[Segment, ...]) -> None:
+    """Refuse a layer whose window is known to the model's mask only, where a sequence is longer than the window."""
+    config = getattr(module, "config", None)
+    expected = getattr(config, "sliding_window", None)
+    if window is not None or expected is None or getattr(config, "use_sliding_window", True) is False:
+        return
+    layer, types = getattr(module, "layer_idx", None), getattr(config, "layer_types", None)
+    if types and layer is not None and types[layer] != "sliding_attention":
+        return
+    longest = max(s.query_end - s.query_start + s.prompt_end - s.prompt_start for s in segments)
+    if longest > expected:
+        raise ModelError(
+            f"{type(module).__name__} has a sliding window of {expected} tokens that it hides from its attention, "
+            f"and a sequence of {longest} tokens; set max_length to at most {expected}, or choose another model"
+        )
 
 
 def _placeholder_mask(device: torch.device) -> Tensor:

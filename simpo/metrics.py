@@ -49,6 +49,10 @@ def pair_metrics(logps: PairLogps, results: PairLosses) -> dict[str, Tensor]:
     return dict(zip(PAIR_METRICS, columns, strict=True))
 
 
+def _widest(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no float64
+
+
 class RunningMeans:
     """Weighted means of per-pair metrics since the last `pop`, kept on the device and reduced over ranks only then.
 
@@ -75,7 +79,8 @@ class RunningMeans:
         """
         if self._sums is None:
             return {}
-        local = torch.cat((self._sums.double(), self._sums.new_tensor([self._tokens], dtype=torch.float64)))
+        wide = _widest(self._sums.device)
+        local = torch.cat((self._sums.to(wide), self._sums.new_tensor([self._tokens], dtype=wide)))
         *sums, count, tokens = accelerator.reduce(local, reduction="sum").tolist()
         self._sums, self._tokens = None, 0
         means = {name: value / count for name, value in zip(self._names, sums, strict=True)} if count else {}
@@ -92,8 +97,7 @@ class PairResults:
     def add(self, metrics: Mapping[str, Tensor], weights: Tensor, pair_index: Tensor) -> None:
         """Add a micro-batch: [B] for each metric, the [B] weights and the [B] rows of the data set."""
         self._names = tuple(metrics)
-        columns = [*(column.double() for column in metrics.values()), weights.double(), pair_index.double()]
-        self._rows.append(torch.stack(columns, dim=1))
+        self._rows.append(torch.stack([*metrics.values(), weights, pair_index], dim=1).to(_widest(weights.device)))
 
     def gather(self, accelerator: Accelerator) -> dict[str, np.ndarray]:
         """[N] float64 for each metric, fillers left out, in the order of the data set. Every rank must call it."""

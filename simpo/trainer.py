@@ -8,17 +8,18 @@ devices, the engine, or how a step is cut.
 import contextlib
 import functools
 import logging
+import math
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, cast
 
 import torch
 from accelerate.utils import DistributedType
 from datasets import Dataset
 from torch import Tensor, nn
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.utils.data import DataLoader
 from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, Trainer
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, denumpify_detensorize
 
 from simpo.batching import Budget, PlanSummary, StepSampler
 from simpo.config import SimPOConfig
@@ -27,7 +28,7 @@ from simpo.errors import ConfigError, DataError, ModelError
 from simpo.logps import response_logps
 from simpo.losses import Objective, PairLogps, PairLosses, simpo_loss, step_loss
 from simpo.metrics import PairResults, RunningMeans, pair_metrics
-from simpo.model import build_policy, disable_dropout, load_model_config, load_tokenizer
+from simpo.model import build_policy, disable_dropout, float32_results, load_model_config, load_tokenizer
 from simpo.packing import PackedBatch, PackedDataset, packed_tokens
 from simpo.parity import MODEL_INPUTS, check_parity
 
@@ -105,7 +106,7 @@ class PreferenceTrainer(Trainer):
             disable_dropout(policy)
         _use_one_device_per_process(args)
         self._train_means, self._eval_results = RunningMeans(), PairResults()
-        self._checked = False
+        self._parity_checked = self._evaluated_first = False
         super().__init__(
             model=policy,
             args=args,
@@ -117,11 +118,19 @@ class PreferenceTrainer(Trainer):
             compute_metrics=compute_metrics,
             data_collator=cast(Any, list),  # packing happens in PackedDataset
         )
+        self._keep_float32_results()
         if any(size > 1 for size in (self.get_tp_size(), self.get_cp_size(), self.get_sp_size())):
             raise ConfigError(
                 "tensor, context and sequence parallelism are not supported: a pack's segments lie whole on one "
                 "device. Use ZeRO-3 or FSDP2, and a smaller max_length or per_device_train_batch_size"
             )
+
+    def _keep_float32_results(self) -> None:
+        """Under FSDP2, stop accelerate's policy from rounding log-probs and reduced gradients to 16 bits."""
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        policy = getattr(plugin, "mixed_precision_policy", None)
+        if plugin is not None and isinstance(policy, MixedPrecisionPolicy):
+            plugin.mixed_precision_policy = float32_results(policy)
 
     def build_objective(self, args: SimPOConfig) -> Objective:
         """The objective that `args` ask for; subclasses say which."""
@@ -151,7 +160,13 @@ class PreferenceTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Loader that yields optimizer steps: lists of this rank's packed micro-batches."""
-        return self._loader(self.train_dataset, self._train_sampler(), list)
+        sampler = self._train_sampler()
+        if not len(sampler):
+            raise DataError(
+                f"the train_dataset's {len(sampler.tokens)} pairs do not fill one step of {sampler.pairs_per_step}; "
+                "lower total_train_batch_size, or set dataloader_drop_last: false"
+            )
+        return self._loader(self.train_dataset, sampler, list)
 
     def _train_sampler(self) -> StepSampler:
         if self.train_dataset is None:
@@ -177,6 +192,8 @@ class PreferenceTrainer(Trainer):
         if not is_tokenized(dataset):
             with self.args.main_process_first(desc="tokenising"):
                 dataset, _ = tokenized(dataset, self.processing_class, self.args, "eval")
+        if not len(dataset):
+            raise DataError("the eval_dataset holds no pairs")
         pairs = self.args.per_device_eval_batch_size
         sampler = StepSampler(
             packed_tokens(dataset, prefix_sharing=self.args.prefix_sharing),
@@ -217,6 +234,22 @@ class PreferenceTrainer(Trainer):
 
     # Training
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers. After an evaluation, DDP replicas are synchronised all the same.
+
+        Raises:
+            ConfigError: after evaluate() under DeepSpeed or FSDP, which prepare a model for one of the two only.
+        """
+        if self._evaluated_first:
+            if self.accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP):
+                raise ConfigError("evaluate() was called before train(), which DeepSpeed and FSDP do not allow; "
+                                  "set eval_on_start: true instead")  # fmt: skip
+            # accelerate takes the model that it prepared for evaluation for a ready one, and would skip the DDP wrapper
+            self.model.__dict__.pop("_is_accelerate_prepared", None)
+            self._evaluated_first = False
+        self._train_means = RunningMeans()
+        return super().train(*args, **kwargs)
+
     def get_batch_samples(
         self, epoch_iterator: Iterator[list[PackedBatch]], num_batches: int, device: torch.device
     ) -> tuple[list[list[PackedBatch]], Tensor | None]:
@@ -235,8 +268,10 @@ class PreferenceTrainer(Trainer):
         total = torch.zeros((), device=self.args.device)
         for number, pack in enumerate(inputs, start=1):
             last = number == len(inputs)
-            # DeepSpeed decides by this flag whether the engine reduces and steps; the others by no_sync.
-            defer = not last and self.accelerator.distributed_type != DistributedType.DEEPSPEED
+            # DeepSpeed decides by this flag whether the engine reduces and steps, DDP by no_sync. FSDP reduces every
+            # micro-batch: deferring would keep whole gradients on every device.
+            sharded = self.accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP)
+            defer = not last and not sharded
             with self.accelerator.no_sync(model) if defer else contextlib.nullcontext():
                 self.accelerator.sync_gradients = last
                 total += super().training_step(model, pack, num_items_in_batch)
@@ -265,17 +300,17 @@ class PreferenceTrainer(Trainer):
         return (loss, results) if return_outputs else loss
 
     def _score(self, model: nn.Module, pack: PackedBatch) -> tuple[PairLogps, PairLosses]:
-        self._check_once(model)
+        self._check_parity_once(model)
         token_logps = model(**{key: pack[key] for key in MODEL_INPUTS})  # type: ignore[literal-required]
         lengths = torch.stack((pack["chosen_lengths"], pack["rejected_lengths"]), dim=1)
         chosen, rejected = response_logps(token_logps, lengths.flatten()).view(-1, 2).unbind(dim=1)
         logps = PairLogps(chosen, rejected, pack["chosen_lengths"], pack["rejected_lengths"])
         return logps, self.objective(logps)
 
-    def _check_once(self, model: nn.Module) -> None:
-        if self._checked:
+    def _check_parity_once(self, model: nn.Module) -> None:
+        if self._parity_checked:
             return
-        self._checked = True
+        self._parity_checked = True
         base = self.accelerator.unwrap_model(model)
         rounded = self.args.bf16 or self.args.fp16 or self.args.tf32 or next(base.parameters()).dtype != torch.float32
         vocabulary = base.config.get_text_config().vocab_size
@@ -284,6 +319,11 @@ class PreferenceTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the means of the per-pair metrics since the last log, over all ranks."""
         if "loss" in logs:
+            if not math.isfinite(logs["loss"]):
+                raise ModelError(
+                    f"the loss is {logs['loss']} at step {self.state.global_step}, so these weights are lost; go on "
+                    "from an earlier checkpoint with a lower learning_rate, or look at the pairs of this step"
+                )
             means = self._train_means.pop(self.accelerator)
             self.state.num_input_tokens_seen += int(means.pop("num_tokens", 0))
             means["num_tokens"] = self.state.num_input_tokens_seen
@@ -298,11 +338,6 @@ class PreferenceTrainer(Trainer):
         packs = [inputs] if isinstance(inputs, Mapping) else inputs
         tokens = sum(pack["input_ids"].shape[1] for pack in packs)
         return super().floating_point_ops({"input_ids": torch.empty(1, tokens, device="meta")})
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """A card that is already there, such as the one of `simpo train`, is kept."""
-        if not (Path(str(self.args.output_dir)) / "README.md").exists():
-            super().create_model_card(*args, **kwargs)
 
     # Evaluation
 
@@ -325,6 +360,11 @@ class PreferenceTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """Evaluate every pair once. Metrics are means over pairs, whatever the batch size and number of ranks."""
+        plugin = getattr(self.args, "deepspeed_plugin", None)
+        if not self.is_in_train and self.state.global_step == 0:
+            if plugin is not None and plugin.zero_stage != 3:
+                raise ConfigError("evaluate() before train() needs ZeRO-3 here; set eval_on_start: true instead")
+            self._evaluated_first = True
         self._eval_results = PairResults()
         output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
         results = self._eval_results.gather(self.accelerator)
@@ -334,7 +374,8 @@ class PreferenceTrainer(Trainer):
             nll = -float((results["logps/chosen"] * tokens).sum() / tokens.sum())
             means["preference_loss"], means["loss"] = means["loss"], means["loss"] + self.args.sft_weight * nll
         if self.compute_metrics is not None:
-            means |= self.compute_metrics(EvalPrediction(predictions=results, label_ids=None))  # type: ignore[arg-type]
+            own = self.compute_metrics(EvalPrediction(predictions=results, label_ids=None))  # type: ignore[arg-type]
+            means |= denumpify_detensorize(own)
         metrics = output.metrics or {}
         metrics |= {
             name if name.startswith(f"{metric_key_prefix}_") else f"{metric_key_prefix}_{name}": value

@@ -5,7 +5,7 @@ import torch
 
 from simpo.attention import pair_segments, segment_attention, visible
 
-LENGTHS = [(5, 3, 4), (1, 6, 1), (9, 2, 7)]
+LENGTHS = [(5, 3, 4), (1, 6, 1), (9, 2, 7), (2, 2, 1), (2, 1, 2)]  # the last two: windows of 3, one token more or none
 
 
 def _dense(query, key, value, lengths, shared, window, softcap, scale):

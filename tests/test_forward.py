@@ -11,10 +11,10 @@ from simpo.forward import check_model_config, install_packed_forward
 from simpo.logps import response_logps
 from simpo.model import add_adapter, build_policy
 from simpo.packing import pack_pairs
+from simpo.parity import MODEL_INPUTS as INPUTS
 
 FAMILIES = ("llama", "mistral", "gemma2", "gemma3", "qwen3", "phi3", "cohere", "granite")
 LENGTHS = [(20, 7, 12), (1, 3, 30), (11, 15, 1)]
-INPUTS = ("input_ids", "position_ids", "segments", "source_positions", "target_ids")
 
 
 def _packed_sums(model, pairs, shared):

@@ -186,6 +186,38 @@ def test_bad_calls_say_what_to_do(rows, tiny_dir, make_args, make_model, tiny_to
         SimPOTrainer(half, make_args(), rows, processing_class=tiny_tokenizer)
 
 
+def test_dropout_is_off_unless_asked_for(rows, tiny_dir, make_args) -> None:
+    def losses(**settings) -> list[float]:
+        model = AutoModelForCausalLM.from_pretrained(tiny_dir, dtype=torch.float32, attention_dropout=0.5)
+        trainer = SimPOTrainer(model, make_args(max_steps=1, learning_rate=0.0, **settings), rows)
+        trainer.train()
+        return [entry["loss"] for entry in _logs(trainer)]
+
+    assert losses() == losses(per_device_train_batch_size=1) == pytest.approx(losses(prefix_sharing=False), abs=1e-5)
+    assert losses(disable_dropout=False) != pytest.approx(losses(), abs=1e-3)
+
+
+def test_a_loss_that_is_no_number_stops_the_run(rows, tiny_dir, make_args) -> None:
+    def broken(logps: PairLogps) -> PairLosses:
+        return PairLosses(logps.chosen * float("nan"), logps.chosen.detach(), logps.rejected.detach())
+
+    trainer = PreferenceTrainer(tiny_dir, make_args(), rows, objective=broken)
+    with pytest.raises(ModelError, match="step 1"):
+        trainer.train()
+
+
+def test_numbers_of_numpy_can_be_logged(rows, tiny_dir, make_args) -> None:
+    trainer = SimPOTrainer(
+        tiny_dir, make_args(), eval_dataset=rows, compute_metrics=lambda p: {"m": p.predictions["loss"].max()}
+    )
+    assert type(trainer.evaluate()["eval_m"]) is float
+
+
+def test_steps_that_cannot_be_filled(rows, tiny_dir, make_args) -> None:
+    with pytest.raises(DataError, match="8 pairs do not fill one step of 9"):
+        SimPOTrainer(tiny_dir, make_args(total_train_batch_size=9, dataloader_drop_last=True), rows).train()
+
+
 def test_full_fine_tuning_keeps_float32_masters(tiny_dir, rows, make_args) -> None:
     trainer = SimPOTrainer(tiny_dir, make_args(bf16=True, model_init_kwargs={"dtype": "bfloat16"}, max_steps=2), rows)
     assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}

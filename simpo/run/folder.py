@@ -14,6 +14,7 @@ from simpo.errors import ConfigError, ModelError
 logger = logging.getLogger(__name__)
 
 MANIFEST = "run_manifest.json"
+_LOG_FOLDERS = ("runs", "logs", "wandb")
 IDENTITY = "run_identity.json"  # written into a checkpoint last: its presence says that the checkpoint is whole
 
 
@@ -30,13 +31,22 @@ def is_finished(output_dir: str | Path) -> bool:
     return manifest.is_file() and json.loads(manifest.read_text()).get("status") == "finished"
 
 
+def _is_fresh(folder: Path) -> bool:
+    """Empty, or left by a run that was stopped before its first checkpoint was whole."""
+    if not folder.exists():
+        return True
+    names = {path.name for path in folder.iterdir()}
+    others = {name for name in names if name not in (MANIFEST, *_LOG_FOLDERS) and not name.startswith("checkpoint-")}
+    return not names or (MANIFEST in names and not others and not is_finished(folder) and not checkpoints(folder))
+
+
 def find_checkpoint(output_dir: str | Path, resume: str | bool | None, *, overwrite: bool) -> Path | None:
     """The checkpoint to go on from, or None for a fresh start.
 
     Args:
         output_dir: folder of the run.
         resume: a checkpoint's path; True for the last one; False for a fresh start; None for whatever is there.
-        overwrite: start afresh in a folder that holds something; its checkpoints are removed by `clear`.
+        overwrite: start afresh in a folder that holds something; `remove_earlier_run` removes what it left.
 
     Raises:
         ConfigError: the folder holds something that a run must not overwrite, or no such checkpoint.
@@ -48,6 +58,11 @@ def find_checkpoint(output_dir: str | Path, resume: str | bool | None, *, overwr
             raise ConfigError(
                 f"resume_from_checkpoint: {resume} holds no trainer_state.json; name a checkpoint-N folder"
             )
+        if path.resolve().parent != folder.resolve() and not overwrite and not _is_fresh(folder):
+            raise ConfigError(
+                f"output_dir: {folder} is not empty, and {resume} is a checkpoint from elsewhere; "
+                "choose another output_dir, or give --overwrite"
+            )
         return path
     last = next(reversed(checkpoints(folder)), None)
     if resume is True and last is None:
@@ -56,7 +71,7 @@ def find_checkpoint(output_dir: str | Path, resume: str | bool | None, *, overwr
         )
     if resume is True:
         return last
-    if overwrite or not folder.exists() or not any(folder.iterdir()):
+    if overwrite or _is_fresh(folder):
         return None
     if is_finished(folder):
         raise ConfigError(f"output_dir: {folder} holds a finished run; choose another folder, or give --overwrite")
@@ -73,7 +88,7 @@ _WRITTEN = (
 )  # fmt: skip
 
 
-def clear(output_dir: str | Path) -> None:
+def remove_earlier_run(output_dir: str | Path) -> None:
     """Remove what an earlier run left, so that nothing of it can be mistaken for a part of the new run."""
     for path in Path(output_dir).glob("checkpoint-*"):
         shutil.rmtree(path)
@@ -107,11 +122,19 @@ def check_identity(checkpoint: Path, identity: dict[str, Any]) -> None:
         )
 
 
-class IdentityCallback(TrainerCallback):
-    """Marks every checkpoint, once it is whole, with the settings that fix the run's trajectory."""
+class CheckpointCallback(TrainerCallback):
+    """Marks every checkpoint, once it is whole, with the settings that fix the run's trajectory; then drops old ones.
 
-    def __init__(self, identity: dict[str, Any]) -> None:
+    transformers deletes old checkpoints before anyone can say that the new one is whole, so its own limit is not used.
+
+    Args:
+        identity: from `run_identity`.
+        limit: whole checkpoints to keep besides the best one; None keeps all.
+    """
+
+    def __init__(self, identity: dict[str, Any], limit: int | None = None) -> None:
         self.identity = identity
+        self.limit = limit
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Called by transformers after a checkpoint was written."""
@@ -119,3 +142,8 @@ class IdentityCallback(TrainerCallback):
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         if state.is_world_process_zero and folder.is_dir():
             (folder / IDENTITY).write_text(json.dumps(self.identity, indent=2, sort_keys=True))
+            if self.limit is not None:
+                best = Path(state.best_model_checkpoint).name if state.best_model_checkpoint else ""
+                for old in checkpoints(folder.parent)[: -max(1, self.limit)]:
+                    if old.name != best:
+                        shutil.rmtree(old)

@@ -24,7 +24,7 @@ from simpo.data.tokenize import TokenizeReport
 from simpo.errors import ConfigError
 from simpo.model import load_model_config, load_tokenizer, master_dtype
 from simpo.run.card import model_card
-from simpo.run.folder import IdentityCallback, check_identity, clear, find_checkpoint
+from simpo.run.folder import CheckpointCallback, check_identity, find_checkpoint, remove_earlier_run
 from simpo.run.manifest import build_manifest, run_identity, write_manifest
 from simpo.run.plan import model_line, plan_lines
 from simpo.settings import RunSettings
@@ -89,7 +89,7 @@ def run_training(
     _print_plan(settings, config, _pairs(trainer.train_dataset), _pairs(trainer.eval_dataset), reports, trainer, plan)
     PartialState().wait_for_everyone()  # every process has looked at the folder before one writes into it
     if overwrite and checkpoint is None and PartialState().is_main_process:
-        clear(args.output_dir or "")
+        remove_earlier_run(args.output_dir or "")
     _train(trainer, settings, reports, plan, checkpoint)
 
 
@@ -214,7 +214,8 @@ def _train(
     if checkpoint is not None:
         check_identity(checkpoint, identity)
         _say(f"Going on from {checkpoint}")
-    trainer.add_callback(IdentityCallback(identity))
+    limit, args.save_total_limit = args.save_total_limit, None
+    trainer.add_callback(CheckpointCallback(identity, limit))
     manifest = build_manifest(
         settings,
         tokenizer,
@@ -232,20 +233,33 @@ def _train(
     trainer.log_metrics("train", metrics)
     trainer.save_metrics("train", metrics)
     trainer.save_state()
+    export_model(trainer, str(args.output_dir))  # before the evaluation: whatever happens there, the model is safe
     if trainer.eval_dataset is not None:
         evaluated = trainer.evaluate() | {"eval_pairs": _pairs(trainer.eval_dataset)}
         trainer.log_metrics("eval", evaluated)
         trainer.save_metrics("eval", evaluated)
         metrics |= evaluated
-    export_model(trainer, str(args.output_dir))
     if trainer.is_world_process_zero():
         manifest |= {"status": "finished", "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "metrics": metrics}
         Path(str(args.output_dir), "README.md").write_text(model_card(settings, manifest, metrics))
         write_manifest(str(args.output_dir), manifest)  # last: it says that everything else is there
-    if args.push_to_hub:
-        trainer.push_to_hub()
+    if args.push_to_hub and trainer.is_world_process_zero():
+        _push(trainer, str(args.output_dir))
     _say(f"Done: {args.output_dir}")
     trainer.accelerator.end_training()
+
+
+def _push(trainer: SimPOTrainer, folder: str) -> None:
+    # not Trainer.push_to_hub, which would write the float32 masters and a card of its own over what is there
+    from huggingface_hub import upload_folder
+
+    upload_folder(
+        repo_id=str(trainer.hub_model_id),
+        folder_path=folder,
+        commit_message="Model trained with SimPO",
+        token=trainer.args.hub_token,
+        ignore_patterns=["checkpoint-*"],
+    )
 
 
 def export_model(trainer: SimPOTrainer, folder: str) -> None:
@@ -259,25 +273,24 @@ def export_model(trainer: SimPOTrainer, folder: str) -> None:
         accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     model = accelerator.unwrap_model(trainer.model_wrapped)
     compute = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
+    if hasattr(model, "config"):
+        model.config.use_cache = True  # off while activations were recomputed; users generate with it
     if not isinstance(model, PreTrainedModel) or compute is None:
-        trainer.save_model(folder)
+        trainer.save_model(folder, _internal_call=True)  # the whole folder is pushed at the end, if at all
         return
     state = accelerator.get_state_dict(trainer.model_wrapped)
     if trainer.is_world_process_zero():
-        model.save_pretrained(folder, state_dict=_cast(state, compute))
+        tied = getattr(model, "all_tied_weights_keys", None) or {}
+        kept = {name: value for name, value in state.items() if name not in tied}
+        model.save_pretrained(folder, state_dict={name: _in_16_bits(value, compute) for name, value in kept.items()})
         _record_dtype(Path(folder) / "config.json", compute)
         cast(PreTrainedTokenizerBase, trainer.processing_class).save_pretrained(folder)
         torch.save(args, Path(folder) / "training_args.bin")
     accelerator.wait_for_everyone()
 
 
-def _cast(state: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Cast floating tensors; names that share one tensor (tied embeddings) share the cast one."""
-    cast: dict[int, torch.Tensor] = {}
-    return {
-        name: cast.setdefault(value.data_ptr(), value.to(dtype)) if value.is_floating_point() else value
-        for name, value in state.items()
-    }
+def _in_16_bits(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return value.to("cpu", dtype) if value.is_floating_point() else value.cpu()
 
 
 def _record_dtype(config_file: Path, dtype: torch.dtype) -> None:

@@ -3,9 +3,18 @@
 import json
 
 import pytest
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from simpo.errors import ConfigError, ModelError
-from simpo.run.folder import IDENTITY, MANIFEST, check_identity, checkpoints, clear, find_checkpoint
+from simpo.run.folder import (
+    IDENTITY,
+    MANIFEST,
+    CheckpointCallback,
+    check_identity,
+    checkpoints,
+    find_checkpoint,
+    remove_earlier_run,
+)
 
 
 def _checkpoint(folder, step: int, *, whole: bool = True):
@@ -29,6 +38,37 @@ def test_an_interrupted_run_goes_on_from_its_last_whole_checkpoint(tmp_path) -> 
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-5", "checkpoint-10"]
     for resume in (None, True):
         assert find_checkpoint(tmp_path, resume, overwrite=False) == tmp_path / "checkpoint-10"
+
+
+def test_a_run_stopped_before_its_first_checkpoint_starts_again(tmp_path) -> None:
+    (tmp_path / MANIFEST).write_text(json.dumps({"status": "running"}))
+    _checkpoint(tmp_path, 5, whole=False)
+    assert find_checkpoint(tmp_path, None, overwrite=False) is None
+    (tmp_path / "thesis.txt").write_text("x")
+    with pytest.raises(ConfigError, match="--overwrite"):
+        find_checkpoint(tmp_path, None, overwrite=False)
+
+
+def test_a_checkpoint_from_elsewhere_does_not_open_a_folder_that_is_in_use(tmp_path) -> None:
+    path = _checkpoint(tmp_path / "first", 5)
+    assert find_checkpoint(tmp_path / "second", str(path), overwrite=False) == path
+    assert find_checkpoint(tmp_path / "first", str(path), overwrite=False) == path
+    (tmp_path / "second").mkdir()
+    (tmp_path / "second" / "thesis.txt").write_text("x")
+    with pytest.raises(ConfigError, match="from elsewhere"):
+        find_checkpoint(tmp_path / "second", str(path), overwrite=False)
+
+
+def test_old_checkpoints_go_once_the_new_one_is_whole(tmp_path) -> None:
+    args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    state = TrainerState(
+        global_step=3, best_model_checkpoint=str(tmp_path / "checkpoint-1"), is_world_process_zero=True
+    )
+    for step in (1, 2):
+        _checkpoint(tmp_path, step)
+    _checkpoint(tmp_path, 3, whole=False)
+    CheckpointCallback({"beta": 2.0}, limit=1).on_save(args, state, TrainerControl())
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-1", "checkpoint-3"]
 
 
 def test_other_files_are_not_overwritten(tmp_path) -> None:
@@ -71,5 +111,5 @@ def test_clear_removes_what_a_run_left_and_nothing_else(tmp_path) -> None:
     for name in ("model.safetensors", "adapter_config.json", MANIFEST, "train_results.json"):
         (tmp_path / name).write_text("{}")
     (tmp_path / "notes.txt").write_text("x")
-    clear(tmp_path)
+    remove_earlier_run(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]

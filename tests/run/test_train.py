@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -52,6 +53,24 @@ def test_a_run_leaves_everything(make_config, tmp_path, capsys) -> None:
     assert "1 device x 2 micro-batches x about 4 pairs = 8 pairs a step" in printed
     with pytest.raises(ConfigError, match="finished run"):
         run_training(read_settings(make_config()))
+
+
+def test_overwrite_leaves_nothing_of_the_earlier_run(make_config, tmp_path) -> None:
+    run_training(read_settings(make_config(save_strategy="steps", save_steps=1, save_total_limit=2)))
+    assert {name for name in _files(tmp_path / "out") if "checkpoint" in name} == {"checkpoint-2", "checkpoint-3"}
+    lora = make_config(use_peft=True, lora_r=4, lora_target_modules="all-linear")
+    run_training(read_settings(lora), overwrite=True)
+    left = _files(tmp_path / "out")
+    assert "adapter_model.safetensors" in left
+    assert not {name for name in left if "checkpoint" in name or name == "model.safetensors"}
+
+
+def test_a_generation_config_that_contradicts_itself(make_config, tmp_path, tiny_dir) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_dir, model, copy_function=shutil.copyfile)
+    (model / "generation_config.json").write_text('{"do_sample": false, "temperature": 0.7}')
+    run_training(read_settings(make_config(model_name_or_path=str(model), max_steps=1)))
+    assert "model.safetensors" in _files(tmp_path / "out")
 
 
 def test_dry_run_writes_nothing(make_config, tmp_path, capsys) -> None:

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from trajectory import pairs
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -18,9 +18,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from simpo.forward import install_packed_forward
 from simpo.logps import response_logps
 from simpo.losses import PairLogps, simpo_loss, step_loss
+from simpo.model import float32_results
 from simpo.packing import pack_pairs
+from simpo.parity import MODEL_INPUTS as INPUTS
 
-INPUTS = ("input_ids", "position_ids", "segments", "source_positions", "target_ids")
 SHAPE = {"vocab_size": 120, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
 
 
@@ -81,6 +82,27 @@ def check(rows, *, tied: bool, head_unit: bool, accumulate: bool) -> dict[str, o
     return {"sharded": bool(sharded), "value": value, "gradient": worst, "gradient_scale": scale}
 
 
+def check_rounding(rows) -> dict[str, object]:
+    """bf16 compute by accelerate's policy and units, with results left in float32, against float32 compute."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    theirs = MixedPrecisionPolicy(torch.bfloat16, torch.bfloat16, torch.bfloat16)  # what accelerate builds for bf16
+    reference, model = make_model(False), make_model(False)
+    shard = partial(fully_shard, mesh=mesh, mp_policy=float32_results(theirs))
+    for layer in model.model.layers:
+        shard(layer)
+    shard([model.model.norm, model.lm_head])
+    shard(model)
+    pack = pack_pairs(rows)
+    inputs = {key: pack[key] for key in INPUTS}
+    with torch.no_grad():
+        exact = reference(**inputs)
+    logps = model(**inputs)
+    logps.mean().backward()
+    error = (logps - exact).detach()
+    gradient = model.lm_head.weight.grad
+    return {"dtype": str(logps.dtype), "mean_error": abs(error.mean().item()), "gradient_dtype": str(gradient.dtype)}
+
+
 def main() -> None:
     """Run all variants."""
     dist.init_process_group("gloo")
@@ -92,6 +114,7 @@ def main() -> None:
         for tied, head_unit in ((False, False), (False, True), (True, False))
         for accumulate in (False, True)
     }
+    report["bf16"] = check_rounding(rows)
     reports: list = [None] * dist.get_world_size()
     dist.all_gather_object(reports, report)
     if dist.get_rank() == 0:

@@ -46,6 +46,7 @@ def main() -> None:
         "total_train_batch_size": 8, "save_strategy": "no", "report_to": "none", "use_cpu": True, "bf16": False,
         "sft_weight": 0.1, "disable_tqdm": True, "weight_decay": 0.01, "eval_on_start": True,
     } | {key: json.loads(value) for key, value in settings.items()}  # fmt: skip
+    evaluate_first = options.pop("evaluate_first", False)
     set_seed(1)
     args = SimPOConfig(**options)
     set_seed(2)
@@ -54,10 +55,14 @@ def main() -> None:
         LlamaConfig(**shape, num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True)
     )
     tokenizer = tokenizer_stub()
-    trainer = SimPOTrainer(model, args, pairs(44), pairs(7), processing_class=tokenizer)
+    trainer = SimPOTrainer(model, args, pairs(43), pairs(7), processing_class=tokenizer)
+    if evaluate_first:
+        trainer.evaluate()
+        trainer.state.log_history.clear()
     trainer.train()
     evaluations = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
     evaluations.append(trainer.evaluate()["eval_loss"])
+    predicted = trainer.predict(pairs(7)).predictions["rewards/margins"].tolist()
     if trainer.is_world_process_zero():
         logs = [entry for entry in trainer.state.log_history if "loss" in entry]
         report = {
@@ -66,6 +71,7 @@ def main() -> None:
             "grad_norms": [entry["grad_norm"] for entry in logs],
             "margins": [entry["rewards/margins"] for entry in logs],
             "eval": evaluations,
+            "predicted": predicted,
         }
         with open(out, "w") as file:
             json.dump(report, file)
