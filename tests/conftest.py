@@ -11,7 +11,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # several workers with several threads each wait for one another
-os.environ.setdefault("CUDA_VISIBLE_DEVICES", os.environ.get("SIMPO_TEST_GPUS", ""))
+os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("SIMPO_TEST_GPUS", "")  # tests marked gpu run on these
 
 import pytest
 import torch

@@ -15,7 +15,7 @@ def environment() -> dict[str, str]:
     return os.environ | {
         "OMP_NUM_THREADS": "1",
         "HF_HUB_OFFLINE": "1",
-        "CUDA_VISIBLE_DEVICES": "",
+        "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
         "PYTHONPATH": os.pathsep.join(filter(None, [str(WORKERS.parents[1]), os.environ.get("PYTHONPATH", "")])),
     }
 

@@ -2,8 +2,10 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 
 from tests import launching
 
@@ -74,6 +76,24 @@ def test_zero(tmp_path, reference, stage) -> None:
     launching.deepspeed(stage, tmp_path, TRAJECTORY, str(out), "per_device_train_batch_size=2")
     report = json.loads(out.read_text())
     assert report["engine"] == f"DeepSpeedEngine stage {stage} x 2"
+    _assert_same_trajectory(report, reference)
+
+
+@pytest.mark.gpu
+@pytest.mark.multiprocess
+def test_fsdp2_through_accelerate(tmp_path, reference) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip(
+            "accelerate runs FSDP on CUDA devices only (on a CPU it falls back to DDP); set SIMPO_TEST_GPUS=0,1"
+        )
+    out = tmp_path / "out.json"
+    count = torch.cuda.device_count()
+    config = Path(__file__).parents[1] / "accelerate_configs" / "fsdp2.yaml"
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
+    options = [f"--num_processes={count}", "--mixed_precision=no", str(TRAJECTORY), str(out), "use_cpu=false"]
+    launching.run([*launcher, *options, "per_device_train_batch_size=2"])
+    report = json.loads(out.read_text())
+    assert report["engine"] == f"FSDP2 x {count}"
     _assert_same_trajectory(report, reference)
 
 

@@ -9,6 +9,7 @@ import sys
 
 from accelerate.utils import DistributedType
 from datasets import Dataset
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 
@@ -34,6 +35,8 @@ def engine_of(trainer: SimPOTrainer) -> str:
     accelerator, wrapped = trainer.accelerator, trainer.model_wrapped
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         return f"{type(wrapped).__name__} stage {wrapped.zero_optimization_stage()} x {accelerator.num_processes}"
+    if isinstance(wrapped, FSDPModule):
+        return f"FSDP2 x {accelerator.num_processes}"
     name = "DDP" if isinstance(wrapped, DistributedDataParallel) else "plain"
     return f"{name} x {accelerator.num_processes}"
 
