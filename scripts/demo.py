@@ -1,7 +1,8 @@
 """Show on a CPU, without a network, in a few minutes, what SimPO does: `make demo`, or `python scripts/demo.py`.
 
 Makes preference pairs, teaches a small Llama to answer in every way, good or bad, trains it with SimPO on the ordinary
-path (`training_configs/demo.yaml`), and shows held-out results from before and after.
+path (`training_configs/demo.yaml`), and shows held-out results from before and after. Settings of that file can be
+overridden: `python scripts/demo.py --learning_rate=1e-3` shows what too high a rate does to the answers.
 """
 
 import argparse
@@ -14,12 +15,17 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the demo; 0 when the model has learnt, 1 when it has not, 2 when something is missing."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Run the demo; 0 when the model has learnt, 1 when it has not, 2 after an error that the user can correct."""
+    parser = argparse.ArgumentParser(
+        usage="demo.py [options] [--key=value ...]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # an abbreviation could be a setting
+    )
     parser.add_argument("--quick", action="store_true", help="a much smaller model on fewer pairs, to try the path")
     parser.add_argument("--output", type=Path, help="folder to write into (default: outputs/demo)")
     parser.add_argument("--seed", type=int, default=0, help="of the town, the pairs and the first weights (default: 0)")
-    given = parser.parse_args(argv)
+    given, overrides = parser.parse_known_args(argv)
     output = None if given.output is None else given.output.absolute()
 
     # Before anything heavy is imported: nothing is looked up on a network or on another device.
@@ -34,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     from scripts.demo_run import FULL, QUICK, run_demo
 
-    return run_demo(QUICK if given.quick else FULL, output, given.seed)
+    return run_demo(QUICK if given.quick else FULL, output, given.seed, overrides)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from scripts.demo_pairs import FLAWS, DemoData, make_data, share_longer, write_j
 from scripts.demo_report import Results, print_results, read_run, save_figure
 from simpo.errors import SimPOError
 from simpo.run import run_training
-from simpo.settings import read_settings
+from simpo.settings import check_settings, read_settings
 
 CONFIG = Path("training_configs/demo.yaml")
 OUTPUT = Path("outputs/demo")  # the folder that CONFIG names
@@ -32,7 +32,8 @@ class Sizes:
         epochs: of the supervised start.
         hidden_size, layers: of the model.
         overrides: settings that replace those of CONFIG.
-        goal: held-out reward accuracy that must be reached.
+        chance: bounds of the held-out reward accuracy before SimPO.
+        goal: what it must exceed after SimPO.
     """
 
     train_pairs: int = 1600
@@ -42,6 +43,7 @@ class Sizes:
     hidden_size: int = 160
     layers: int = 3
     overrides: tuple[str, ...] = ()
+    chance: tuple[float, float] = (0.4, 0.6)
     goal: float = 0.9
 
 
@@ -52,25 +54,26 @@ QUICK = Sizes(
     epochs=2,
     hidden_size=96,
     layers=2,
-    overrides=("--learning_rate=1e-3", "--eval_steps=5"),
-    goal=0.7,
+    overrides=("--learning_rate=6e-4", "--eval_steps=5"),
+    chance=(0.1, 0.6),  # with so little teaching, facts are less probable than evasions
+    goal=0.75,
 )
-CHANCE = (0.4, 0.6)  # where the accuracy must lie before SimPO
 
 
-def run_demo(sizes: Sizes, output: Path | None, seed: int) -> int:
+def run_demo(sizes: Sizes, output: Path | None, seed: int, overrides: Sequence[str]) -> int:
     """All stages; 0 when the model has learnt, 1 when it has not, 2 after an error.
 
     Args:
         sizes: FULL or QUICK.
         output: folder to write into; None for the one that CONFIG names.
         seed: of the texts and of the supervised start.
+        overrides: settings that replace those of CONFIG, as `--key=value`.
     """
     # More threads gain little on a model this small, lose a lot on a busy machine, and change the last digits.
     torch.set_num_threads(1)
     start = time.perf_counter()
     try:
-        passed = _run(sizes, output, seed)
+        passed = _run(sizes, output, seed, [*_paths(output), *sizes.overrides, *overrides])
     except SimPOError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -78,14 +81,15 @@ def run_demo(sizes: Sizes, output: Path | None, seed: int) -> int:
     return 0 if passed else 1
 
 
-def _run(sizes: Sizes, output: Path | None, seed: int) -> bool:
+def _run(sizes: Sizes, output: Path | None, seed: int, overrides: list[str]) -> bool:
+    check_settings(CONFIG, overrides)
     folder = OUTPUT if output is None else output
     with _stage(1, "Preference pairs from templates"):
         data = _write_data(sizes, folder, seed)
     with _stage(2, "A tokenizer, and a Llama from scratch that learns to answer in every way, good or bad (SFT)"):
         _start_model(sizes, data, folder / "sft", seed)
-    overrides = [*_paths(output), *sizes.overrides]
     settings = read_settings(CONFIG, overrides)
+    trained = Path(str(settings.training.output_dir))
     with _stage(3, "What it answers before SimPO"), no_bars():
         before = judge(folder / "sft", data, settings.training)
         print(f"{before.good:.0%} of its greedy answers to held-out questions are true, friendly and on topic")
@@ -93,13 +97,13 @@ def _run(sizes: Sizes, output: Path | None, seed: int) -> bool:
     with _stage(4, f"SimPO, as by: {command}"):
         run_training(settings, overwrite=True)
     with _stage(5, "What it answers after SimPO, loaded again from disk"), no_bars():
-        after = judge(folder / "simpo", data, settings.training)
+        after = judge(trained, data, settings.training)
         print(f"{after.good:.0%} of its greedy answers to held-out questions are true, friendly and on topic")
-    results = Results(read_run(folder / "simpo"), before, after, settings.training)
+    results = Results(read_run(trained), before, after, settings.training)
     print_results(results, data)
     print(f"\nPicture: {save_figure(results, folder / 'demo.png')}")
-    print(f"Model:   {folder / 'simpo'}")
-    return _has_learnt(results, sizes.goal)
+    print(f"Model:   {trained}")
+    return _has_learnt(results, sizes)
 
 
 @contextlib.contextmanager
@@ -155,15 +159,14 @@ def _start_model(sizes: Sizes, data: DemoData, folder: Path, seed: int) -> None:
     teach(model, tokenizer, data.dialogues, folder, epochs=sizes.epochs, seed=seed)
 
 
-def _has_learnt(results: Results, goal: float) -> bool:
+def _has_learnt(results: Results, sizes: Sizes) -> bool:
     before, after = results.run.first["rewards/accuracies"], results.run.last["rewards/accuracies"]
     problems = []
-    if not CHANCE[0] <= before <= CHANCE[1]:
-        problems.append(
-            f"held-out accuracy before SimPO is {before:.1%}, not near chance ({CHANCE[0]:.0%} to {CHANCE[1]:.0%})"
-        )
-    if after <= goal:
-        problems.append(f"held-out accuracy after SimPO is {after:.1%}, not above {goal:.0%}")
+    low, high = sizes.chance
+    if not low <= before <= high:
+        problems.append(f"held-out accuracy before SimPO is {before:.1%}, not between {low:.0%} and {high:.0%}")
+    if after <= sizes.goal:
+        problems.append(f"held-out accuracy after SimPO is {after:.1%}, not above {sizes.goal:.0%}")
     reloaded = float((results.after.margins > 0).mean())
     if abs(reloaded - after) > 2 / len(results.after.margins):
         problems.append(f"the saved model scores {reloaded:.1%} when it is loaded again, not {after:.1%}")
