@@ -4,16 +4,17 @@ Shape letters: B pairs, T packed tokens, S scored tokens.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 import numpy as np
 import pyarrow.compute as pc  # type: ignore[import-untyped]
 import torch
 from datasets import Dataset
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from simpo.attention import Segment, pair_segments
-from simpo.batching import MicroBatch
+from simpo.batching import MicroBatch, StepSampler
 
 
 class PackedBatch(TypedDict):
@@ -95,6 +96,20 @@ def pack_pairs(
         pair_weights=weights,
         pair_index=torch.tensor(list(index)),
     )
+
+
+class StepDataLoader(DataLoader[Any]):
+    """A data loader that tells its sampler which epoch it is."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by transformers at the start of each epoch."""
+        cast(StepSampler, self.batch_sampler).set_epoch(epoch)
+
+
+def only_pack(packs: list[PackedBatch]) -> PackedBatch:
+    """Collate for loaders whose items are single micro-batches, as in evaluation."""
+    (pack,) = packs
+    return pack
 
 
 def packed_tokens(pairs: Any, *, prefix_sharing: bool = True) -> np.ndarray:

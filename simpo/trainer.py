@@ -23,29 +23,16 @@ from transformers.trainer_utils import EvalLoopOutput, denumpify_detensorize
 
 from simpo.batching import Budget, PlanSummary, StepSampler
 from simpo.config import SimPOConfig
-from simpo.data.tokenize import TokenizeOptions, TokenizeReport, is_tokenized, tokenize_pairs
+from simpo.data.tokenize import TokenizeReport, is_tokenized, tokenized
 from simpo.errors import ConfigError, DataError, ModelError
 from simpo.logps import response_logps
 from simpo.losses import Objective, PairLogps, PairLosses, simpo_loss, step_loss
 from simpo.metrics import PairResults, RunningMeans, pair_metrics
 from simpo.model import build_policy, disable_dropout, float32_results, load_model_config, load_tokenizer
-from simpo.packing import PackedBatch, PackedDataset, packed_tokens
+from simpo.packing import PackedBatch, PackedDataset, StepDataLoader, only_pack, packed_tokens
 from simpo.parity import MODEL_INPUTS, check_parity
 
 logger = logging.getLogger(__name__)
-
-
-class StepDataLoader(DataLoader[Any]):
-    """A data loader that tells its sampler which epoch it is."""
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by transformers at the start of each epoch."""
-        cast(StepSampler, self.batch_sampler).set_epoch(epoch)
-
-
-def _only(packs: list[PackedBatch]) -> PackedBatch:
-    (pack,) = packs
-    return pack
 
 
 class PreferenceTrainer(Trainer):
@@ -202,7 +189,7 @@ class PreferenceTrainer(Trainer):
             world_size=self.accelerator.num_processes,
             rank=self.accelerator.process_index,
         )
-        return self._loader(dataset, sampler, _only)
+        return self._loader(dataset, sampler, only_pack)
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
         """The same loader as for evaluation."""
@@ -424,30 +411,6 @@ def _tokenizer_of(model: str | nn.Module, args: SimPOConfig) -> PreTrainedTokeni
     if not name:
         raise ModelError("the model does not know where it came from; pass its tokenizer as processing_class")
     return load_tokenizer(name, **_hub_options(args))
-
-
-def tokenized(dataset: Any, tokenizer: Any, args: SimPOConfig, name: str) -> tuple[Dataset, TokenizeReport | None]:
-    """A data set of token ids: as it is, or tokenised by the settings, with the account of its rows.
-
-    Raises:
-        DataError: it is neither a data set nor a list of rows, or none of its rows can be trained on.
-    """
-    if isinstance(dataset, list):
-        dataset = Dataset.from_list(dataset)
-    if not isinstance(dataset, Dataset):
-        raise DataError(
-            f"the {name} dataset is a {type(dataset).__name__}; pass a datasets.Dataset or a list of rows "
-            "(a stream has no length, so steps cannot be planned)"
-        )
-    if is_tokenized(dataset):
-        return dataset, None
-    options = TokenizeOptions(
-        tokenization=args.tokenization,
-        max_length=args.max_length,
-        max_prompt_length=args.max_prompt_length,
-        add_empty_system=args.add_empty_system,
-    )
-    return tokenize_pairs(dataset, tokenizer, options, num_proc=args.dataset_num_proc, desc=name)
 
 
 def _use_one_device_per_process(args: SimPOConfig) -> None:

@@ -23,6 +23,8 @@ from simpo.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from simpo.config import SimPOConfig
+
 _EXAMPLES = 5
 _SOURCES = ("schema.py", "chat.py", "encode.py", "truncate.py", "tokenize.py")
 _IDS = List(Value("int32"))
@@ -173,6 +175,30 @@ def tokenize_pairs(
     if report.kept < report.total:
         mapped = mapped.select(kept)
     return mapped.select_columns([*TOKEN_COLUMNS, "row"]), report
+
+
+def tokenized(dataset: Any, tokenizer: Any, args: SimPOConfig, name: str) -> tuple[Dataset, TokenizeReport | None]:
+    """A data set of token ids: as it is, or tokenised by the settings, with the account of its rows.
+
+    Raises:
+        DataError: it is neither a data set nor a list of rows, or none of its rows can be trained on.
+    """
+    if isinstance(dataset, list):
+        dataset = Dataset.from_list(dataset)
+    if not isinstance(dataset, Dataset):
+        raise DataError(
+            f"the {name} dataset is a {type(dataset).__name__}; pass a datasets.Dataset or a list of rows "
+            "(a stream has no length, so steps cannot be planned)"
+        )
+    if is_tokenized(dataset):
+        return dataset, None
+    options = TokenizeOptions(
+        tokenization=args.tokenization,
+        max_length=args.max_length,
+        max_prompt_length=args.max_prompt_length,
+        add_empty_system=args.add_empty_system,
+    )
+    return tokenize_pairs(dataset, tokenizer, options, num_proc=args.dataset_num_proc, desc=name)
 
 
 def _tokenize_batch(batch: Mapping[str, list[Any]], indices: list[int], encoder: Encoder) -> dict[str, list[Any]]:

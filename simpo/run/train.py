@@ -20,7 +20,7 @@ from simpo.batching import PlanSummary
 from simpo.config import SimPOConfig
 from simpo.data.chat import resolve_chat_template
 from simpo.data.load import load_datasets
-from simpo.data.tokenize import TokenizeReport
+from simpo.data.tokenize import TokenizeReport, tokenized
 from simpo.errors import ConfigError
 from simpo.model import load_model_config, load_tokenizer, master_dtype
 from simpo.run.card import model_card
@@ -28,7 +28,7 @@ from simpo.run.folder import CheckpointCallback, check_identity, find_checkpoint
 from simpo.run.manifest import build_manifest, run_identity, write_manifest
 from simpo.run.plan import model_line, plan_lines
 from simpo.settings import RunSettings
-from simpo.trainer import SimPOTrainer, tokenized
+from simpo.trainer import SimPOTrainer
 
 logger = logging.getLogger(__name__)
 
