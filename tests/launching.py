@@ -25,7 +25,9 @@ def run(command: list[str], **kwargs: object) -> str:
     done = subprocess.run(
         command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600
     )
-    assert done.returncode == 0, "\n".join(done.stdout.splitlines()[-40:])
+    lines = done.stdout.splitlines()
+    causes = [line for line in lines if "what()" in line or "Error:" in line]
+    assert done.returncode == 0, "\n".join([*causes[:10], *lines[-40:]])
     return done.stdout
 
 

@@ -245,6 +245,7 @@ def _train(
         write_manifest(str(args.output_dir), manifest)  # last: it says that everything else is there
     if args.push_to_hub and trainer.is_world_process_zero():
         _push(trainer, str(args.output_dir))
+    trainer.accelerator.wait_for_everyone()  # no process closes its connections while another still writes
     _say(f"Done: {args.output_dir}")
     trainer.accelerator.end_training()
 

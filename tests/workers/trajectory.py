@@ -4,6 +4,7 @@ Usage: trajectory.py OUT.json KEY=VALUE ...   (settings of SimPOConfig as JSON v
 """
 
 import json
+import os
 import random
 import sys
 
@@ -78,7 +79,9 @@ def main() -> None:
         }
         with open(out, "w") as file:
             json.dump(report, file)
+    trainer.accelerator.wait_for_everyone()  # no process may close its connections while another still uses them
     trainer.accelerator.end_training()
+    os._exit(0)  # the report is written; what torch tears down at exit is not under test
 
 
 def tokenizer_stub():
