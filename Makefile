@@ -1,6 +1,7 @@
 # make env    an environment in .venv with everything that tests and demo need
 # make demo   the whole path on a CPU in a few minutes, no network needed
 # make test   lint, format, types, all tests
+# make bench  speed and memory on a CPU in about a quarter of an hour, into benchmarks/results
 #
 # On a machine without a GPU, a CPU build of PyTorch saves gigabytes:
 #   make env PIP_TORCH_ARGS="--index-url https://download.pytorch.org/whl/cpu"
@@ -18,7 +19,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TEST_ENV := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test lint format types pytest clean
+.PHONY: help env demo bench test lint format types pytest clean
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' $(MAKEFILE_LIST)
@@ -35,6 +36,11 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)
 	$(BIN)/python scripts/demo.py
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks.plan
+	$(BIN)/python -m benchmarks.scaling --preset cpu
+	$(BIN)/python -m benchmarks.throughput --preset cpu
 
 test: lint types pytest
 

@@ -5,6 +5,7 @@ depends on the seed, the epoch and the total batch size only, never on the numbe
 How a step is cut is free, so it is cut for speed: micro-batches of similar token counts, the same number on every rank.
 """
 
+import bisect
 import heapq
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,7 +29,8 @@ class Budget(NamedTuple):
     """How large a micro-batch may be.
 
     Fields:
-        pairs: pairs in a micro-batch on average; rules where `tokens` is None.
+        pairs: where `tokens` is None: as many tokens as the largest micro-batch would have if the step's pairs were
+            spread evenly over micro-batches of this many pairs on average.
         tokens: upper bound of tokens in a micro-batch; a single longer pair still runs alone.
     """
 
@@ -37,7 +39,7 @@ class Budget(NamedTuple):
 
 
 def micro_batches_per_rank(pairs: int, pairs_per_micro_batch: int, world_size: int) -> int:
-    """Micro-batches that each rank runs for `pairs` pairs, at `pairs_per_micro_batch` on average.
+    """Most micro-batches that each rank runs for `pairs` pairs, at `pairs_per_micro_batch` on average.
 
     >>> micro_batches_per_rank(128, 2, 8)
     8
@@ -46,10 +48,11 @@ def micro_batches_per_rank(pairs: int, pairs_per_micro_batch: int, world_size: i
 
 
 def plan_step(pairs: Sequence[int], tokens: Sequence[int], budget: Budget, world_size: int) -> list[list[MicroBatch]]:
-    """Cut one step's pairs into micro-batches of similar token counts, the same number on every rank.
+    """Cut one step's pairs into micro-batches, the same number on every rank and alike at the same time.
 
-    Longest pair first, each into the micro-batch with the fewest tokens so far. The micro-batches that the ranks run at
-    the same time are neighbours in size, since ranks wait for the largest.
+    Pairs are spread evenly, longest first, each into the micro-batch with the fewest tokens so far. Ranks wait for the
+    largest of the micro-batches that they run at the same time; so where a pair is longer than the average micro-batch
+    and sets the pace, the ranks beside it are filled up to its length, if that takes less time.
 
     Args:
         pairs: dataset rows of the step, at least one.
@@ -60,35 +63,94 @@ def plan_step(pairs: Sequence[int], tokens: Sequence[int], budget: Budget, world
     Returns:
         One list of micro-batches for each rank.
     """
-    if budget.tokens is None:
-        per_rank = micro_batches_per_rank(len(pairs), budget.pairs, world_size)
-        slots = _fill(tokens, per_rank * world_size)
-    else:
-        per_rank = max(1, math.ceil(sum(tokens) / (budget.tokens * world_size)))
-        slots = _fill(tokens, per_rank * world_size)
-        while any(load > budget.tokens and len(members) > 1 for load, members in slots):
-            per_rank += 1
-            slots = _fill(tokens, per_rank * world_size)
-    slots.sort(key=lambda slot: -slot[0])
     plan: list[list[MicroBatch]] = [[] for _ in range(world_size)]
-    for micro_step in range(per_rank):
-        together = slots[micro_step * world_size : (micro_step + 1) * world_size]
+    for number, together in enumerate(_micro_steps(tokens, _limit(tokens, budget, world_size), world_size)):
         # forth and back over the ranks, so that no rank always gets the largest
-        ranks = range(world_size) if micro_step % 2 == 0 else range(world_size - 1, -1, -1)
+        ranks = range(world_size) if number % 2 == 0 else range(world_size - 1, -1, -1)
         for rank, (_, members) in zip(ranks, together, strict=True):
             rows = tuple(pairs[member] for member in members)
             plan[rank].append(MicroBatch(rows) if rows else MicroBatch((pairs[0],), fillers=1))
     return plan
 
 
-def _fill(tokens: Sequence[int], slots: int) -> list[tuple[int, list[int]]]:
-    """Longest first into the emptiest of `slots`: (tokens, positions of the pairs) for each."""
+class _Slot(NamedTuple):
+    """A micro-batch in the making: its tokens, and the positions of its pairs in the step."""
+
+    tokens: int
+    members: list[int]
+
+
+def _limit(tokens: Sequence[int], budget: Budget, world_size: int) -> int:
+    """Tokens that a micro-batch may hold: as given, or those of the largest if pairs were spread evenly."""
+    if budget.tokens is not None:
+        return budget.tokens
+    slots = micro_batches_per_rank(len(tokens), budget.pairs, world_size) * world_size
+    return max(slot.tokens for slot in _spread(range(len(tokens)), tokens, slots))
+
+
+def _micro_steps(tokens: Sequence[int], limit: int, world_size: int) -> list[list[_Slot]]:
+    """The micro-batches that the ranks run at the same time, in the cut that takes less time."""
+    shortest_first = sorted(range(len(tokens)), key=lambda position: tokens[position])
+    even = _even_cut(shortest_first, tokens, limit, world_size)
+    if tokens[shortest_first[-1]] * len(even) * world_size <= sum(tokens):
+        return even
+    return min(even, _paced_cut(shortest_first, tokens, limit, world_size), key=_lock_step_tokens)
+
+
+def _lock_step_tokens(micro_steps: list[list[_Slot]]) -> tuple[int, int]:
+    """Tokens that the ranks wait for, then the number of micro-batches."""
+    return sum(together[0].tokens for together in micro_steps), len(micro_steps)
+
+
+def _paced_cut(rest: list[int], tokens: Sequence[int], limit: int, world_size: int) -> list[list[_Slot]]:
+    """While the longest pair exceeds the average micro-batch, the ranks beside it are filled up to its length."""
+    micro_steps: list[list[_Slot]] = []
+    rest, left = list(rest), sum(tokens)
+    while rest:
+        count = math.ceil(left / (limit * world_size))
+        if count == 1 or tokens[rest[-1]] * count * world_size <= left:
+            return micro_steps + _even_cut(rest, tokens, limit, world_size)
+        micro_steps.append(_beside_the_longest(rest, tokens, limit, world_size))
+        left -= sum(slot.tokens for slot in micro_steps[-1])
+    return micro_steps
+
+
+def _even_cut(positions: Sequence[int], tokens: Sequence[int], limit: int, world_size: int) -> list[list[_Slot]]:
+    """As few micro-batches of similar size as the limit allows, largest first."""
+    count = math.ceil(sum(tokens[position] for position in positions) / (limit * world_size))
+    slots = _spread(positions, tokens, count * world_size)
+    while any(slot.tokens > limit and len(slot.members) > 1 for slot in slots):
+        count += 1
+        slots = _spread(positions, tokens, count * world_size)
+    slots.sort(key=lambda slot: -slot.tokens)
+    return [slots[start : start + world_size] for start in range(0, len(slots), world_size)]
+
+
+def _beside_the_longest(rest: list[int], tokens: Sequence[int], limit: int, world_size: int) -> list[_Slot]:
+    """Take pairs out of `rest` (shortest first) for one micro-batch a rank, each as large as the longest pair."""
+    target = min(limit, tokens[rest[-1]])
+    heap = [_Slot(tokens[position], [position]) for position in (rest.pop() for _ in range(min(world_size, len(rest))))]
+    done = [_Slot(0, []) for _ in range(world_size - len(heap))]
+    heapq.heapify(heap)
+    while heap:
+        slot = heapq.heappop(heap)
+        fits = bisect.bisect_right(rest, target - slot.tokens, key=lambda position: tokens[position])
+        if fits == 0:
+            done.append(slot)
+            continue
+        position = rest.pop(fits - 1)  # the longest that fits
+        heapq.heappush(heap, _Slot(slot.tokens + tokens[position], [*slot.members, position]))
+    return sorted(done, key=lambda slot: -slot.tokens)
+
+
+def _spread(positions: Iterable[int], tokens: Sequence[int], slots: int) -> list[_Slot]:
+    """Longest first into the emptiest of `slots`."""
     heap: list[tuple[int, int, list[int]]] = [(0, slot, []) for slot in range(slots)]
-    for position in sorted(range(len(tokens)), key=lambda index: -tokens[index]):
+    for position in sorted(positions, key=lambda position: -tokens[position]):
         load, slot, members = heap[0]
         members.append(position)
         heapq.heapreplace(heap, (load + tokens[position], slot, members))
-    return [(load, members) for load, _, members in heap]
+    return [_Slot(load, members) for load, _, members in heap]
 
 
 class StepSampler(torch.utils.data.Sampler[list[MicroBatch]]):

@@ -5,6 +5,7 @@ Nothing is built here, so a bad YAML file is refused before accelerate, a model 
 
 import math
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 
@@ -66,14 +67,10 @@ _REFUSED_RULES = (
         "is not supported: it rounds the float32 masters; fp16: true evaluates in fp16",
     ),
     _Rule(
-        "torch_compile",
-        lambda v: not v,
-        "is not supported: packs differ in shape and would be compiled anew each time; leave it out",
-    ),
-    _Rule(
-        "use_liger_kernel",
-        lambda v: not v,
-        "is not supported: it replaces model.forward, and with it the packed forward, which builds no logits either",
+        "torch_compile_mode",
+        lambda v: v not in ("reduce-overhead", "max-autotune"),
+        "is not supported: it records CUDA graphs for one shape each, and packs differ in shape; write "
+        "max-autotune-no-cudagraphs, or leave it out",
     ),
     _Rule(
         "label_smoothing_factor",
@@ -123,12 +120,41 @@ def _contradictions(values: Mapping[str, Any]) -> list[Problem]:
     if values.get("tokenization", "standard") not in ("standard", "paper"):
         text = f"tokenization: {values['tokenization']!r} is unknown; write standard or paper"
         problems.append(Problem(("tokenization",), text))
+    if values.get("attn_backend", "auto") not in ("auto", "flash", "varlen", "flex", "sdpa"):
+        text = f"attn_backend: {values['attn_backend']!r} is unknown; write auto, flash, varlen, flex or sdpa"
+        problems.append(Problem(("attn_backend",), text))
     if values.get("loss_type") == "hinge" and values.get("label_smoothing"):
         text = "label_smoothing is not used by loss_type: hinge; leave it out, or write loss_type: sigmoid"
         problems.append(Problem(("label_smoothing", "loss_type"), text))
     if values.get("bf16") and values.get("fp16"):
         problems.append(Problem(("fp16", "bf16"), "bf16 and fp16 cannot both be true; keep bf16: true"))
+    problems += _liger_contradictions(values)
     problems += _engine_contradictions(values)
+    return problems
+
+
+def _liger_contradictions(values: Mapping[str, Any]) -> list[Problem]:
+    """Liger's kernels serve the layers; the log-probs of packs come from this package's own head."""
+    if not values.get("use_liger_kernel"):
+        return []
+    problems = []
+    kernels = values.get("liger_kernel_config")
+    for name in ("cross_entropy", "fused_linear_cross_entropy"):
+        if isinstance(kernels, dict) and kernels.get(name):
+            text = (
+                f"liger_kernel_config: {name} is not supported; leave it out: it replaces the head, which here builds "
+                "no logits either. rope, rms_norm, swiglu and the like are served"
+            )
+            problems.append(Problem(("liger_kernel_config",), text))
+    if any(values.get(key) for key in ("torch_compile", "torch_compile_backend", "torch_compile_mode")):
+        text = "use_liger_kernel and torch_compile both replace the layers' small operations; keep one of them"
+        problems.append(Problem(("use_liger_kernel", "torch_compile"), text))
+    if values.get("use_cpu"):
+        text = "use_liger_kernel: true needs a GPU, since its kernels are written in Triton; leave it out on a CPU"
+        problems.append(Problem(("use_liger_kernel", "use_cpu"), text))
+    if find_spec("liger_kernel") is None:
+        text = "use_liger_kernel: true needs the package liger-kernel; install it with: pip install 'simpo[liger]'"
+        problems.append(Problem(("use_liger_kernel",), text))
     return problems
 
 

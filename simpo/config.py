@@ -11,8 +11,14 @@ import os
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal
 
+from accelerate.utils import DynamoBackend
 from transformers import SchedulerType, TrainingArguments
-from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_available
+from transformers.utils import (
+    is_torch_bf16_gpu_available,
+    is_torch_cuda_available,
+    is_torch_xla_available,
+    is_torch_xpu_available,
+)
 from trl import ModelConfig
 
 from simpo.batching import micro_batches_per_rank
@@ -50,10 +56,11 @@ class SimPOConfig(TrainingArguments):
         tokenization: `standard`, or `paper` for the token ids of the published implementation.
         add_empty_system: put an empty system turn before conversations that have none.
         prefix_sharing: compute the prompt of a pair once; false runs each response with its own prompt.
+        attn_backend: kernel for the attention of packs: auto, flash, varlen, flex or sdpa (simpo.attention.backends).
         total_train_batch_size: pairs per optimizer step over all devices. None: per_device_train_batch_size x
             gradient_accumulation_steps x processes.
         max_tokens_per_microbatch: upper bound of packed tokens in a micro-batch; a single longer pair still runs alone.
-            None: micro-batches hold per_device_train_batch_size pairs on average.
+            None: as many tokens as micro-batches of per_device_train_batch_size pairs would need.
         disable_dropout: set every dropout probability of the policy to 0.
         dataset_num_proc: processes that tokenise.
         model_init_kwargs: passed to `from_pretrained` when the model is given by name (dict, or JSON text).
@@ -127,6 +134,9 @@ class SimPOConfig(TrainingArguments):
 
     # The step.
     prefix_sharing: bool = field(default=True, metadata={"help": "Compute the prompt of a pair once."})
+    attn_backend: Literal["auto", "flash", "varlen", "flex", "sdpa"] = field(
+        default="auto", metadata={"help": "Kernel for the attention of packs; auto takes the fastest that serves."}
+    )
     total_train_batch_size: int | None = field(
         default=None, metadata={"help": "Pairs per optimizer step over all devices; accumulation follows from it."}
     )
@@ -144,6 +154,7 @@ class SimPOConfig(TrainingArguments):
         problems = find_problems(vars(self))
         if problems:
             raise ConfigError("\n".join(problem.text for problem in problems))
+        self._settle_kernels()
         # Engines read this number while the parent builds them, so it must be 1 before that.
         accumulation, self.gradient_accumulation_steps = self.gradient_accumulation_steps, 1
         super().__post_init__()
@@ -177,6 +188,17 @@ class SimPOConfig(TrainingArguments):
                 "bf16: true, but no device with bf16 was found; write bf16: false, or use_cpu: true to run on the CPU"
             )
 
+    def _settle_kernels(self) -> None:
+        if str(self.torch_compile_backend or "inductor").upper() not in DynamoBackend.list():
+            raise ConfigError(f"torch_compile_backend: {self.torch_compile_backend!r} is unknown; write inductor")
+        if self.torch_compile or self.torch_compile_backend or self.torch_compile_mode:
+            self.tf32 = bool(self.tf32)  # transformers would round float32 products to TF32 unasked
+        if self.use_liger_kernel:
+            if not (is_torch_cuda_available() or is_torch_xpu_available()):
+                raise ConfigError("use_liger_kernel: true, but no GPU was found, which its kernels need; leave it out")
+            own_head = {"cross_entropy": False, "fused_linear_cross_entropy": False}
+            self.liger_kernel_config = {**(self.liger_kernel_config or {}), **own_head}
+
     def _settle_batch(self, accumulation: int) -> None:
         per_device, world = self.per_device_train_batch_size, self.world_size
         product = per_device * accumulation * world
@@ -201,7 +223,7 @@ class SimPOConfig(TrainingArguments):
 
     @property
     def micro_batches_per_step(self) -> int:
-        """Micro-batches that each process runs for one optimizer step where max_tokens_per_microbatch is not set."""
+        """Most micro-batches of a process in one optimizer step where max_tokens_per_microbatch is not set."""
         assert self.total_train_batch_size is not None  # set in __post_init__
         return micro_batches_per_rank(self.total_train_batch_size, self.per_device_train_batch_size, self.world_size)
 

@@ -23,7 +23,9 @@ from transformers import (
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from simpo.attention import Segment, segment_attention, softcapped_attention
+from simpo.attention.backends import Demand, attend, choose, describe
+from simpo.attention.layout import PackLayout
+from simpo.attention.sdpa import softcapped_attention
 from simpo.errors import ModelError
 from simpo.logps import token_logps
 
@@ -31,6 +33,7 @@ ATTENTION_NAME = "simpo_packed"
 _SERVED_LAYERS = {"full_attention", "sliding_attention"}
 
 
+@torch.compiler.disable
 def packed_attention(
     module: nn.Module,
     query: Tensor,
@@ -41,26 +44,35 @@ def packed_attention(
     dropout: float = 0.0,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    segments: tuple[Segment, ...] | None = None,
+    layout: PackLayout | None = None,
+    attn_backend: str = "auto",
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """The attention function that transformers calls in every layer: by segment for packs, SDPA otherwise.
+    """The attention function that transformers calls in every layer: by the chosen backend for packs, SDPA otherwise.
 
     Args and result are those of AttentionInterface: query [1, heads, T, size], result [1, T, heads, size].
 
     Raises:
-        ModelError: the model asks for something that this attention does not compute (sinks, a position bias), or
-            swallowed the segments on the way here.
+        ModelError: the model asks for something that this attention does not compute (sinks, a position bias),
+            swallowed the layout on the way here, or the backend cannot serve it.
     """
     for unserved in ("s_aux", "position_bias"):
         if kwargs.get(unserved) is not None:
             raise ModelError(
                 f"{type(module).__name__} passes `{unserved}` to its attention, which packs do not support"
             )
-    if segments is not None:
-        _check_window(module, sliding_window, segments)
-        attended = segment_attention(
-            query, key, value, segments, scale=scaling, window=sliding_window, softcap=softcap, dropout=dropout
+    if layout is not None:
+        _check_window(module, sliding_window, layout)
+        attended = attend(
+            query,
+            key,
+            value,
+            layout,
+            backend=attn_backend,
+            scale=scaling,
+            window=sliding_window,
+            softcap=softcap,
+            dropout=dropout,
         )
         return attended, None
     if _is_placeholder(attention_mask):
@@ -78,7 +90,28 @@ def packed_attention(
     )
 
 
-def _check_window(module: nn.Module, window: int | None, segments: tuple[Segment, ...]) -> None:
+def attention_backend(
+    config: PretrainedConfig, requested: str, device: torch.device, *, bf16: bool = False, fp16: bool = False
+) -> str:
+    """The kernel that will compute a model's attention, from its config alone, in words.
+
+    Args:
+        config: of the model.
+        requested: auto, or a backend.
+        device: where it will run.
+        bf16, fp16: mixed precision of the run.
+
+    Raises:
+        ModelError: the requested backend cannot serve the model, with the reason.
+    """
+    text = config.get_text_config()
+    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    dtype = torch.bfloat16 if bf16 else torch.float16 if fp16 else torch.float32
+    capped = getattr(text, "attn_logit_softcapping", None) is not None
+    return describe(choose(requested, Demand(device.type, dtype, size, size, capped)))
+
+
+def _check_window(module: nn.Module, window: int | None, layout: PackLayout) -> None:
     """Refuse a layer whose window is known to the model's mask only, where a sequence is longer than the window."""
     config = getattr(module, "config", None)
     expected = getattr(config, "sliding_window", None)
@@ -87,11 +120,10 @@ def _check_window(module: nn.Module, window: int | None, segments: tuple[Segment
     layer, types = getattr(module, "layer_idx", None), getattr(config, "layer_types", None)
     if types and layer is not None and types[layer] != "sliding_attention":
         return
-    longest = max(s.query_end - s.query_start + s.prompt_end - s.prompt_start for s in segments)
-    if longest > expected:
+    if layout.longest_key > expected:
         raise ModelError(
             f"{type(module).__name__} has a sliding window of {expected} tokens that it hides from its attention, "
-            f"and a sequence of {longest} tokens; set max_length to at most {expected}, or choose another model"
+            f"and a sequence of {layout.longest_key} tokens; set max_length to at most {expected}, or change the model"
         )
 
 
@@ -136,12 +168,16 @@ def _check_architecture(architecture: type, name: str) -> None:
         )
 
 
-def install_packed_forward(model: PreTrainedModel) -> PreTrainedModel:
+def install_packed_forward(model: PreTrainedModel, attn_backend: str = "auto") -> PreTrainedModel:
     """Teach a causal language model to score packs: `model(**pack)` with `source_positions` answers log-probs [S].
 
     The head runs inside the model's forward and inside its own module's forward, so that the hooks of DDP, ZeRO and
     FSDP2 fire for it as for any layer. Install before wrapping with PEFT. Calls without `source_positions` are
     untouched. Safe to call twice.
+
+    Args:
+        model: the language model.
+        attn_backend: auto, or one of `simpo.attention.backends.BACKENDS`.
 
     Raises:
         ModelError: the architecture cannot serve packs, or its head is not a plain linear layer.
@@ -149,6 +185,7 @@ def install_packed_forward(model: PreTrainedModel) -> PreTrainedModel:
     name = getattr(model.config, "name_or_path", "") or type(model).__name__
     check_model_config(model.config, name)
     _check_architecture(type(model), name)
+    model._simpo_attn_backend = attn_backend  # type: ignore[assignment]
     if getattr(model, "_simpo_packed", False):
         return model
     AttentionInterface.register(ATTENTION_NAME, packed_attention)
@@ -172,7 +209,8 @@ def _packed_forward_of(original: Callable[..., Any]) -> Callable[..., Any]:
             input_ids=input_ids,
             position_ids=kwargs["position_ids"],
             attention_mask=_placeholder_mask(input_ids.device),
-            segments=kwargs["segments"],
+            layout=kwargs["layout"],
+            attn_backend=self._simpo_attn_backend,
             use_cache=False,
         ).last_hidden_state
         sources = hidden[0].index_select(0, kwargs["source_positions"])

@@ -101,6 +101,7 @@ def load_policy(
     revision: str | None = None,
     quantization_config: Any = None,
     trust_remote_code: bool = False,
+    attn_backend: str = "auto",
     **model_init_kwargs: Any,
 ) -> PreTrainedModel:
     """Load a causal language model with the packed forward installed.
@@ -124,7 +125,7 @@ def load_policy(
     except (OSError, ValueError, ImportError) as error:
         raise ModelError(f"cannot load a model from {name_or_path!r}: {_first_line(error)}") from error
     _mend_generation_config(model)
-    return install_packed_forward(model)
+    return install_packed_forward(model, attn_backend)
 
 
 def _mend_generation_config(model: PreTrainedModel) -> None:
@@ -191,6 +192,44 @@ def disable_dropout(model: nn.Module) -> None:
             module.attention_dropout = 0.0  # type: ignore[assignment]  # read by the attention on every call
 
 
+def compile_layers(model: nn.Module, *, backend: str, mode: str | None = None, checkpointed: bool = False) -> None:
+    """Compile the decoder layers in place, for packs of any length; names of parameters stay as they are.
+
+    Layers rather than the model: one layer's code serves all of them, and head and attention are kernels already.
+
+    Args:
+        model: the policy, with its adapter.
+        backend, mode: as for `torch.compile`.
+        checkpointed: activations are recomputed. The checkpoint cannot be traced through, and lies within the layer, so
+            the layer's parts are compiled one by one.
+
+    Raises:
+        ModelError: the model has no list of layers.
+    """
+    base = cast(PreTrainedModel, cast(Any, model).get_base_model() if _is_adapted(model) else model)
+    depth = base.config.get_text_config().num_hidden_layers
+    lists = (module for module in base.modules() if isinstance(module, nn.ModuleList))
+    layers = next((found for found in lists if len(found) == depth), None)
+    if layers is None:
+        raise ModelError(f"torch_compile: {type(base).__name__} has no list of {depth} layers; leave torch_compile out")
+    for layer in layers:
+        for part in layer.children() if checkpointed else (layer,):
+            part.compile(backend=backend, mode=mode, dynamic=True)
+
+
+def check_liger_kernel(model: nn.Module) -> None:
+    """Refuse models that Liger would leave as they are without a word.
+
+    Raises:
+        ModelError: Liger has no kernels for this type of model.
+    """
+    from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
+
+    model_type = cast(Any, model).config.model_type
+    if model_type not in MODEL_TYPE_TO_APPLY_LIGER_FN:
+        raise ModelError(f"use_liger_kernel: Liger has no kernels for {model_type} models; leave use_liger_kernel out")
+
+
 def float32_results(policy: MixedPrecisionPolicy) -> MixedPrecisionPolicy:
     """FSDP2's mixed-precision policy, with log-probs left in float32 and gradients reduced in float32.
 
@@ -208,6 +247,7 @@ def build_policy(
     peft_config: Any = None,
     quantization_config: Any = None,
     model_init_kwargs: dict[str, Any] | None = None,
+    attn_backend: str = "auto",
 ) -> tuple[nn.Module, str]:
     """The model to train, with the packed forward and, if asked for, an adapter.
 
@@ -218,6 +258,7 @@ def build_policy(
         peft_config: adapter to add.
         quantization_config: how to load the base; needs an adapter.
         model_init_kwargs: passed to `from_pretrained` (dtype, revision, trust_remote_code, ...).
+        attn_backend: kernel for the attention of packs.
 
     Returns:
         The model and a sentence on the dtype of its weights.
@@ -234,13 +275,15 @@ def build_policy(
         dtype, note = master_dtype(
             requested, full_fine_tuning=peft_config is None, deepspeed=deepspeed, bf16=bf16, fp16=fp16
         )
-        policy: nn.Module = load_policy(model, dtype=dtype, quantization_config=quantization_config, **options)
+        policy: nn.Module = load_policy(
+            model, dtype=dtype, quantization_config=quantization_config, attn_backend=attn_backend, **options
+        )
     else:
         if options or quantization_config is not None:
             raise ConfigError("model_init_kwargs and quantization_config need a model given by name, not an instance")
         policy, note = model, "weights as given"
         base = cast(PreTrainedModel, cast(Any, model).get_base_model() if _is_adapted(model) else model)
-        install_packed_forward(base)
+        install_packed_forward(base, attn_backend)
         check_head(base)
     if peft_config is not None:
         if _is_adapted(policy):

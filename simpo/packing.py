@@ -13,7 +13,7 @@ from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from simpo.attention import Segment, pair_segments
+from simpo.attention.layout import PackLayout, Segment, pair_segments
 from simpo.batching import MicroBatch, StepSampler
 
 
@@ -26,7 +26,7 @@ class PackedBatch(TypedDict):
 
     input_ids: Tensor  # [1, T]
     position_ids: Tensor  # [1, T] 0..P+C-1 for prompt and chosen, then P..P+R-1 for rejected
-    segments: tuple[Segment, ...]  # who sees whom, as plain integers: no device synchronisation to read them
+    layout: PackLayout  # who sees whom
     source_positions: Tensor  # [S] where a scored token is predicted
     target_ids: Tensor  # [S] which token it is
     chosen_lengths: Tensor  # [B]
@@ -88,7 +88,7 @@ def pack_pairs(
     return PackedBatch(
         input_ids=_long(ids)[None],
         position_ids=_long(positions)[None],
-        segments=tuple(segments),
+        layout=PackLayout.of(segments),
         source_positions=_long(sources),
         target_ids=_long(targets),
         chosen_lengths=torch.tensor([len(pair["chosen_ids"]) for pair in pairs]),

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import torch
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, DynamoBackend, TorchDynamoPlugin
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
@@ -25,10 +25,19 @@ from simpo.batching import Budget, PlanSummary, StepSampler
 from simpo.config import SimPOConfig
 from simpo.data.tokenize import TokenizeReport, is_tokenized, tokenized
 from simpo.errors import ConfigError, DataError, ModelError
+from simpo.forward import attention_backend
 from simpo.logps import response_logps
 from simpo.losses import Objective, PairLogps, PairLosses, simpo_loss, step_loss
 from simpo.metrics import PairResults, RunningMeans, pair_metrics
-from simpo.model import build_policy, disable_dropout, float32_results, load_model_config, load_tokenizer
+from simpo.model import (
+    build_policy,
+    check_liger_kernel,
+    compile_layers,
+    disable_dropout,
+    float32_results,
+    load_model_config,
+    load_tokenizer,
+)
 from simpo.packing import PackedBatch, PackedDataset, StepDataLoader, only_pack, packed_tokens
 from simpo.parity import MODEL_INPUTS, check_parity
 
@@ -78,7 +87,8 @@ class PreferenceTrainer(Trainer):
         self.eval_reports: dict[str, TokenizeReport] = {}
         tokenizer = processing_class or _tokenizer_of(model, args)
         if isinstance(model, str):  # before data and weights: the config alone can rule a model out
-            load_model_config(model, **_hub_options(args))
+            config = load_model_config(model, **_hub_options(args))
+            attention_backend(config, args.attn_backend, args.device, bf16=bool(args.bf16), fp16=args.fp16)
         train_dataset, eval_dataset = self._tokenize_datasets(train_dataset, eval_dataset, tokenizer, args)
         policy, self.master_dtype_note = build_policy(
             model,
@@ -88,6 +98,7 @@ class PreferenceTrainer(Trainer):
             peft_config=peft_config,
             quantization_config=quantization_config,
             model_init_kwargs=cast(dict[str, Any], args.model_init_kwargs),
+            attn_backend=args.attn_backend,
         )
         if args.disable_dropout:
             disable_dropout(policy)
@@ -106,11 +117,28 @@ class PreferenceTrainer(Trainer):
             data_collator=cast(Any, list),  # packing happens in PackedDataset
         )
         self._keep_float32_results()
+        if args.use_liger_kernel:
+            check_liger_kernel(policy)
+        if args.torch_compile:
+            compile_layers(
+                policy,
+                backend=str(args.torch_compile_backend),
+                mode=args.torch_compile_mode,
+                checkpointed=bool(args.gradient_checkpointing),
+            )
         if any(size > 1 for size in (self.get_tp_size(), self.get_cp_size(), self.get_sp_size())):
             raise ConfigError(
                 "tensor, context and sequence parallelism are not supported: a pack's segments lie whole on one "
                 "device. Use ZeRO-3 or FSDP2, and a smaller max_length or per_device_train_batch_size"
             )
+
+    def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
+        """As in transformers, but accelerate compiles nothing: `compile_layers` does."""
+        options = super()._build_accelerator_args(**kwargs)
+        if options["dynamo_plugin"].backend != DynamoBackend.NO and not self.args.torch_compile:
+            raise ConfigError("accelerate's dynamo_backend compiles whole models, which packs of many lengths do not "
+                              "allow; take it out, and write torch_compile: true")  # fmt: skip
+        return {**options, "dynamo_plugin": TorchDynamoPlugin(backend="no")}
 
     def _keep_float32_results(self) -> None:
         """Under FSDP2, stop accelerate's policy from rounding log-probs and reduced gradients to 16 bits."""
@@ -212,12 +240,8 @@ class PreferenceTrainer(Trainer):
         return args.total_train_batch_size
 
     def _prepare_inputs(self, inputs: Any) -> Any:
-        """Move one pack to the device; plain integers and segments stay on the host."""
-        device = self.args.device
-        return {
-            key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-            for key, value in inputs.items()
-        }
+        """Move one pack to the device."""
+        return {key: value.to(self.args.device, non_blocking=True) for key, value in inputs.items()}
 
     # Training
 
@@ -248,7 +272,7 @@ class PreferenceTrainer(Trainer):
         for pack in (pack for step in steps for pack in step):
             counts[0] += pack["pair_weights"].sum()
             counts[1] += (pack["pair_weights"] * pack["chosen_lengths"]).sum()
-        return steps, cast(Tensor, self.accelerator.reduce(counts.to(device), reduction="sum"))
+        return steps, cast(Tensor, self.accelerator.reduce(counts.to(device, non_blocking=True), reduction="sum"))
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """Forward and backward of all micro-batches of one optimizer step; gradients are synchronised at the last."""
@@ -300,8 +324,9 @@ class PreferenceTrainer(Trainer):
         self._parity_checked = True
         base = self.accelerator.unwrap_model(model)
         rounded = self.args.bf16 or self.args.fp16 or self.args.tf32 or next(base.parameters()).dtype != torch.float32
-        vocabulary = base.config.get_text_config().vocab_size
-        check_parity(model, vocabulary=vocabulary, device=self.args.device, exact=not rounded)
+        text = base.config.get_text_config()
+        window = getattr(text, "sliding_window", None) if getattr(text, "use_sliding_window", True) else None
+        check_parity(model, vocabulary=text.vocab_size, device=self.args.device, exact=not rounded, window=window)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the means of the per-pair metrics since the last log, over all ranks."""

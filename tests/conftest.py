@@ -26,6 +26,31 @@ def golden() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
+def rows(golden: dict[str, Any]) -> Any:
+    """The rows of the published implementation as a data set."""
+    from datasets import Dataset
+
+    return Dataset.from_list(golden["rows"])
+
+
+@pytest.fixture
+def make_args(tmp_path: Path) -> Callable[..., Any]:
+    """make_args(**settings) -> SimPOConfig of a short float32 run on the CPU that logs every step."""
+    from simpo import SimPOConfig
+
+    def make(**settings: Any) -> Any:
+        defaults = {
+            "output_dir": str(tmp_path / "out"), "total_train_batch_size": 8, "learning_rate": 1e-3,
+            "warmup_steps": 0.1, "logging_steps": 1, "save_strategy": "no", "use_cpu": True, "bf16": False,
+            "disable_tqdm": True, "optim": "adamw_torch", "weight_decay": 0.0, "max_prompt_length": 800,
+            "max_length": 1024,
+        }  # fmt: skip
+        return SimPOConfig(**defaults | settings)
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def tiny_dir() -> str:
     """A Llama of 355k random parameters with its tokenizer."""
     return str(GOLDEN / "tiny")
@@ -103,3 +128,9 @@ def make_pairs() -> Callable[..., list[dict[str, list[int]]]]:
         ]
 
     return make
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip what needs a GPU, with how to run it, where there is none."""
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA GPU: SIMPO_TEST_GPUS=0 pytest -m gpu")

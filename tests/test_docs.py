@@ -149,12 +149,17 @@ def check_simpo(words: list[str], tmp_path: Path) -> None:
 
 def check_pytest(words: list[str], _: Path) -> None:
     paths = [word for word in words if word.startswith("tests/")]
-    assert paths and all(Path(path).is_file() for path in paths)
-    names = [re.findall(r"def (test_\w+)", Path(path).read_text()) for path in paths]
+    assert paths and all(Path(path).exists() for path in paths)
+    texts = [_test_code(Path(path)) for path in paths]
+    names = [re.findall(r"def (test_\w+)", text) for text in texts]
     if "-k" in words:  # matches a test in every file that is named
         assert all(any(words[words.index("-k") + 1] in name for name in found) for found in names)
     if "-m" in words:
-        assert all(f"pytest.mark.{words[words.index('-m') + 1]}" in Path(path).read_text() for path in paths)
+        assert all(f"pytest.mark.{words[words.index('-m') + 1]}" in text for text in texts)
+
+
+def _test_code(path: Path) -> str:
+    return path.read_text() if path.is_file() else "".join(file.read_text() for file in sorted(path.rglob("test_*.py")))
 
 
 def check_pre_commit(words: list[str], _: Path) -> None:
@@ -303,7 +308,7 @@ def test_launch_names_exist() -> None:
 
 
 def test_the_pack_is_drawn_as_it_is() -> None:
-    from simpo.attention import visible
+    from simpo.attention.layout import visible
     from simpo.packing import pack_pairs
 
     (drawing,) = [
@@ -320,9 +325,9 @@ def test_the_pack_is_drawn_as_it_is() -> None:
     assert [int(word) for word in rows["source_positions"].split()[1 : 1 + len(sources)]] == sources
     assert [names.index(word) for word in rows["target_ids"].split()[1:]] == pack["target_ids"].tolist()
     drawn = [tuple(map(int, found)) for found in re.findall(r"\((\d), (\d), (\d), (\d)\)", rows["segments"])]
-    assert drawn == [tuple(segment) for segment in pack["segments"]]
+    assert drawn == [tuple(segment) for segment in pack["layout"].segments]
     columns = [rows["token"].index(name) for name in names]
-    for segment in pack["segments"]:
+    for segment in pack["layout"].segments:
         keys = [*range(segment.prompt_start, segment.prompt_end), *range(segment.query_start, segment.query_end)]
         mask = visible(segment.query_end - segment.query_start, len(keys), None, pack["input_ids"].device)
         for row, query in enumerate(range(segment.query_start, segment.query_end)):

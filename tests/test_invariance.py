@@ -51,10 +51,11 @@ def test_one_process(tmp_path, reference, settings) -> None:
 
 
 @pytest.mark.multiprocess
-@pytest.mark.parametrize("size", [1, 4])
-def test_ddp(tmp_path, reference, size) -> None:
+@pytest.mark.parametrize("setting", ["per_device_train_batch_size=1", "per_device_train_batch_size=4", "as_drawn=true"])
+def test_ddp(tmp_path, reference, setting) -> None:
+    """Balanced plans of two sizes, and micro-batches of pairs as they were drawn."""
     out = tmp_path / "out.json"
-    launching.torchrun(TRAJECTORY, str(out), f"per_device_train_batch_size={size}")
+    launching.torchrun(TRAJECTORY, str(out), setting)
     report = json.loads(out.read_text())
     assert report["engine"] == "DDP x 2"
     _assert_same_trajectory(report, reference)

@@ -18,7 +18,7 @@ def test_shared_layout() -> None:
     # the last prompt position predicts the first token of both responses
     assert pack["source_positions"].tolist() == [2, 3, 2, 5, 6, 8, 8]
     assert pack["target_ids"].tolist() == [20, 21, 30, 31, 32, 50, 60]
-    assert [tuple(s) for s in pack["segments"]] == [(0, 5, 0, 0), (5, 8, 0, 3), (8, 10, 8, 8), (10, 11, 8, 9)]
+    assert [tuple(s) for s in pack["layout"].segments] == [(0, 5, 0, 0), (5, 8, 0, 3), (8, 10, 8, 8), (10, 11, 8, 9)]
     assert pack["chosen_lengths"].tolist() == [2, 1] and pack["rejected_lengths"].tolist() == [3, 1]
 
 
@@ -27,7 +27,7 @@ def test_unshared_layout_repeats_the_prompt() -> None:
     assert pack["input_ids"].tolist() == [[10, 11, 12, 20, 21, 10, 11, 12, 30, 31, 32]]
     assert pack["position_ids"].tolist() == [[0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 5]]
     assert pack["source_positions"].tolist() == [2, 3, 7, 8, 9]
-    assert [tuple(s) for s in pack["segments"]] == [(0, 5, 0, 0), (5, 11, 5, 5)]
+    assert [tuple(s) for s in pack["layout"].segments] == [(0, 5, 0, 0), (5, 11, 5, 5)]
 
 
 @pytest.mark.parametrize("shared", [True, False])

@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import RobertaConfig, RobertaForCausalLM
 
+from simpo.attention.backends import attend
 from simpo.errors import ModelError
 from simpo.forward import install_packed_forward
 from simpo.parity import check_parity
@@ -16,6 +17,30 @@ def test_served_families_agree(make_model, family) -> None:
     model = install_packed_forward(make_model(family)).train()
     check_parity(model, **CPU, exact=True)
     assert model.training
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma2", "gemma3", "qwen3", "phi3"])
+def test_a_window_that_is_off_by_one_is_found(make_model, family, monkeypatch) -> None:
+    model = install_packed_forward(make_model(family))
+    check_parity(model, **CPU, exact=True, window=8)
+
+    def off_by_one(*states, window, **options):
+        return attend(*states, window=window and window + 1, **options)
+
+    monkeypatch.setattr("simpo.forward.attend", off_by_one)
+    with pytest.raises(ModelError, match="differs from its ordinary forward"):
+        check_parity(model, **CPU, exact=True, window=8)
+
+
+def test_long_prompts_ask_for_few_logits(make_model, monkeypatch) -> None:
+    model = install_packed_forward(make_model("llama"))
+    monkeypatch.setattr("simpo.parity._SHORT_WINDOW", 5)
+    seen = []
+    model.get_output_embeddings().register_forward_hook(
+        lambda _m, inputs, _o: seen.append(inputs[0].shape[:-1].numel())
+    )
+    check_parity(model, **CPU, exact=True)
+    assert sorted(seen) == [4, 5, 7]
 
 
 def test_bfloat16_rounding_is_no_disagreement(make_model) -> None:

@@ -4,32 +4,12 @@ import json
 
 import pytest
 import torch
-from datasets import Dataset
 from transformers import AutoModelForCausalLM
 
-from simpo import PreferenceTrainer, SimPOConfig, SimPOTrainer
+from simpo import PreferenceTrainer, SimPOTrainer
 from simpo.errors import ConfigError, DataError, ModelError
 from simpo.losses import PairLogps, PairLosses
 from simpo.metrics import PAIR_METRICS
-
-
-@pytest.fixture
-def make_args(tmp_path):
-    def make(**kwargs) -> SimPOConfig:
-        defaults = {
-            "output_dir": str(tmp_path / "out"), "total_train_batch_size": 8, "learning_rate": 1e-3,
-            "warmup_steps": 0.1, "logging_steps": 1, "save_strategy": "no", "use_cpu": True, "bf16": False,
-            "disable_tqdm": True, "optim": "adamw_torch", "weight_decay": 0.0, "max_prompt_length": 800,
-            "max_length": 1024,
-        }  # fmt: skip
-        return SimPOConfig(**defaults | kwargs)
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def rows(golden) -> Dataset:
-    return Dataset.from_list(golden["rows"])
 
 
 def _logs(trainer) -> list[dict]:

@@ -86,7 +86,9 @@ def _batch(args: SimPOConfig) -> str:
         size = f"micro-batches of up to {args.max_tokens_per_microbatch:,} tokens"
     else:
         pairs = args.per_device_train_batch_size
-        size = f"{_count(args.micro_batches_per_step, 'micro-batch')} x about {_count(pairs, 'pair')}"
+        count = args.micro_batches_per_step
+        at_most = "up to " if count > 1 else ""
+        size = f"{at_most}{_count(count, 'micro-batch')} x about {_count(pairs, 'pair')}"
     return f"{_count(args.world_size, 'device')} x {size} = {args.total_train_batch_size} pairs a step ({sharing})"
 
 

@@ -22,6 +22,7 @@ from simpo.data.chat import resolve_chat_template
 from simpo.data.load import load_datasets
 from simpo.data.tokenize import TokenizeReport, tokenized
 from simpo.errors import ConfigError
+from simpo.forward import attention_backend
 from simpo.model import load_model_config, load_tokenizer, master_dtype
 from simpo.run.card import model_card
 from simpo.run.folder import CheckpointCallback, check_identity, find_checkpoint, remove_earlier_run
@@ -177,6 +178,7 @@ def _print_plan(
         )
     else:
         weights = trainer.master_dtype_note
+    attention = attention_backend(config, args.attn_backend, args.device, bf16=bool(args.bf16), fp16=args.fp16)
     lines = plan_lines(
         settings,
         model_line=model_line(str(settings.model.model_name_or_path), config, settings),
@@ -185,7 +187,7 @@ def _print_plan(
         data_lines=[line for report in reports for line in report.lines()],
         plan=plan,
         master_dtype=weights,
-        engine=engine_name(args, trainer),
+        engine=f"{engine_name(args, trainer)}, attention by {attention}",
     )
     print("\n".join([*lines, *notes]), flush=True)
 

@@ -50,7 +50,7 @@ def test_a_run_leaves_everything(make_config, tmp_path, capsys) -> None:
     card = (out / "README.md").read_text()
     assert "gamma_beta_ratio 0.3" in card and "eval_rewards/accuracies" in card and "2405.14734" in card
     printed = capsys.readouterr().out
-    assert "1 device x 2 micro-batches x about 4 pairs = 8 pairs a step" in printed
+    assert "1 device x up to 2 micro-batches x about 4 pairs = 8 pairs a step" in printed
     with pytest.raises(ConfigError, match="finished run"):
         run_training(read_settings(make_config()))
 

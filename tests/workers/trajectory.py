@@ -14,7 +14,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 
-from simpo import SimPOConfig, SimPOTrainer
+from simpo import SimPOConfig, SimPOTrainer, batching
 
 KEYS = ("prompt_ids", "chosen_ids", "rejected_ids")
 
@@ -42,6 +42,15 @@ def engine_of(trainer: SimPOTrainer) -> str:
     return f"{name} x {accelerator.num_processes}"
 
 
+def as_drawn(pairs, tokens, budget, world_size):
+    """A plan that balances nothing: so many pairs a micro-batch, in the order in which they were drawn."""
+    size = budget.pairs
+    micro_batches = [batching.MicroBatch(tuple(pairs[start : start + size])) for start in range(0, len(pairs), size)]
+    while len(micro_batches) % world_size:
+        micro_batches.append(batching.MicroBatch((pairs[0],), fillers=1))
+    return [micro_batches[rank::world_size] for rank in range(world_size)]
+
+
 def main() -> None:
     """Train and report."""
     out, settings = sys.argv[1], dict(item.split("=", 1) for item in sys.argv[2:])
@@ -51,6 +60,8 @@ def main() -> None:
         "sft_weight": 0.1, "disable_tqdm": True, "weight_decay": 0.01, "eval_on_start": True,
     } | {key: json.loads(value) for key, value in settings.items()}  # fmt: skip
     evaluate_first = options.pop("evaluate_first", False)
+    if options.pop("as_drawn", False):
+        batching.plan_step = as_drawn
     set_seed(1)
     args = SimPOConfig(**options)
     set_seed(2)

@@ -1,56 +1,22 @@
-"""Who may see whom in a shared pack, stated once; the backends that compute it.
+"""Attention segment by segment with torch's SDPA: exact on any device, and what every other kernel is held to.
 
-A pack is one row of T tokens. It is cut into segments, each a run of queries that sees, causally, one earlier run of
-keys (the shared prompt) followed by itself:
-
-    [ prompt chosen ]  sees  [ prompt chosen ]
-    [ rejected ]       sees  [ prompt ] [ rejected ]
-
-Within a segment the keys are contiguous in position, so index differences are position differences and the causal
-mask is aligned at the bottom right.
-
-Shape letters: T packed tokens, H query heads, K key/value heads, E head size, q and k queries and keys of a segment.
+Shape letters: T packed tokens, N rows, H query heads, K key/value heads, E head size, q and k queries and keys.
 """
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-class Segment(NamedTuple):
-    """Queries [query_start, query_end) see keys [prompt_start, prompt_end) and, causally, themselves."""
-
-    query_start: int
-    query_end: int
-    prompt_start: int
-    prompt_end: int
-
-
-def pair_segments(start: int, prompt: int, chosen: int, rejected: int, *, shared: bool) -> tuple[Segment, Segment]:
-    """The two segments of a pair whose first token stands at `start`; without sharing the prompt stands twice."""
-    split = start + prompt + chosen
-    if shared:
-        return Segment(start, split, start, start), Segment(split, split + rejected, start, start + prompt)
-    return Segment(start, split, start, start), Segment(split, split + prompt + rejected, split, split)
-
-
-def visible(queries: int, keys: int, window: int | None, device: torch.device) -> Tensor:
-    """[queries, keys] bool mask, causal and aligned at the bottom right; `window` bounds position[q] - position[k]."""
-    position_q = torch.arange(keys - queries, keys, device=device)[:, None]
-    position_k = torch.arange(keys, device=device)[None, :]
-    mask = position_k <= position_q
-    return mask if window is None else mask & (position_q - position_k < window)
+from simpo.attention.layout import PackLayout, Segment, visible
 
 
 def segment_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    segments: Sequence[Segment],
+    layout: PackLayout,
     *,
     scale: float | None = None,
     window: int | None = None,
@@ -64,7 +30,7 @@ def segment_attention(
     Args:
         query: [1, H, T, E].
         key, value: [1, K, T, E] with H a multiple of K; `value` may have its own head size.
-        segments: cover all T queries, in order.
+        layout: who sees whom.
         scale: factor on the scores; None means 1 / sqrt(E).
         window: sliding window in positions, or None.
         softcap: soft cap on the scores, or None.
@@ -74,7 +40,7 @@ def segment_attention(
         [1, T, H, E] in the dtype of `value`.
     """
     outputs = []
-    for segment in segments:
+    for segment in layout.segments:
         q = query[:, :, segment.query_start : segment.query_end]
         k, v = _segment_keys(key, segment), _segment_keys(value, segment)
         if softcap is None:

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from simpo.attention import pair_segments, segment_attention, visible
+from simpo.attention.layout import PackLayout, pair_segments, visible
+from simpo.attention.sdpa import segment_attention
 
 LENGTHS = [(5, 3, 4), (1, 6, 1), (9, 2, 7), (2, 2, 1), (2, 1, 2)]  # the last two: windows of 3, one token more or none
 
@@ -45,7 +46,7 @@ def test_segments_equal_the_dense_mask(shared, window, softcap) -> None:
         q = torch.randn(1, 4, total, 8, requires_grad=True)
         k, v = torch.randn(1, 2, total, 8, requires_grad=True), torch.randn(1, 2, total, 8, requires_grad=True)
         if packed:
-            out = segment_attention(q, k, v, segments, scale=0.3, window=window, softcap=softcap)
+            out = segment_attention(q, k, v, PackLayout.of(segments), scale=0.3, window=window, softcap=softcap)
         else:
             out = _dense(q, k, v, LENGTHS, shared, window, softcap, 0.3)
         (out * torch.arange(out.numel()).view_as(out).cos()).sum().backward()
