@@ -1,0 +1,1 @@
+"""Measurements, each with one command: `python -m benchmarks.throughput`, `.scaling` and `.plan`."""
