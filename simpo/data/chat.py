@@ -218,6 +218,34 @@ def head_text(tokenizer: PreTrainedTokenizerBase, chat: ChatFormat, system: list
     return text.split(_ASK, 1)[0].removesuffix(chat.user_header)
 
 
+def barrier_token(tokenizer: PreTrainedTokenizerBase, template: str, *, add_generation_prompt: bool) -> str:
+    """The last special token that the template writes behind a user's text.
+
+    A tokenizer of the Rust library takes added tokens out of a text first and works on each piece between them alone.
+    So from such a token on, the ids of a text do not depend on what came before: a prompt need not be tokenised once
+    more for each answer. It must be a token whose place no other one can take, and that looks at no neighbour.
+
+    Returns:
+        The token's text; "" where there is none.
+    """
+    question = [{"role": "user", "content": _ASK}]
+    after = render(tokenizer, template, [question], add_generation_prompt=add_generation_prompt)[0].rsplit(_ASK, 1)[-1]
+    added = list(tokenizer.added_tokens_decoder.values())
+    candidates = (token for token in added if token.content in after and not (token.normalized or token.single_word))
+    safe = (
+        token.content
+        for token in candidates
+        if token.content.strip() == token.content
+        and not any(_takes_place(other.content, token.content) for other in added if other.content != token.content)
+    )
+    return max(safe, key=after.rfind, default="")
+
+
+def _takes_place(other: str, text: str) -> bool:
+    """Whether a match of `other` could cover `text` or its beginning."""
+    return text in other or any(other.endswith(text[:size]) for size in range(1, len(text)))
+
+
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """Ids that can end a turn: special and added tokens, without added whitespace (Gemma's newlines)."""
     added: dict[int, Any] = tokenizer.added_tokens_decoder
