@@ -9,6 +9,10 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.context import BaseContext
 from typing import Any
 
+# glibc hands large buffers back to the system and takes them anew in every step: up to a third of a CPU step's time, or
+# nothing, as sizes happen to fall. Keeping them makes every row faster, the peer's too, and rows comparable.
+_STEADY_ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)}
+
 _PRELOAD = ["benchmarks.training", "deepspeed"]  # accelerate imports deepspeed where it is installed
 
 
@@ -32,7 +36,7 @@ def _context(cuda: bool) -> BaseContext:
     if cuda:
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # with several, TRL would split its batches over them
         return multiprocessing.get_context("spawn")
-    os.environ |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+    os.environ |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu", **_STEADY_ALLOCATOR}
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOAD)
     return context

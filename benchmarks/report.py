@@ -61,7 +61,11 @@ def hardware() -> dict[str, Any]:
 
 
 def environment(module: str, arguments: Sequence[str]) -> dict[str, Any]:
-    """Hardware, versions, and the command that runs this again."""
+    """Hardware, versions, and the command that runs this again, wherever it writes."""
+    arguments = list(arguments)
+    if "--output" in arguments:
+        at = arguments.index("--output")
+        del arguments[at : at + 2]
     versions = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:

@@ -229,6 +229,7 @@ def _draw_memory(panel: Any, tokens: dict[str, Any]) -> None:
     line = tokens["bytes_per_token"] / 2**30 * x + tokens["intercept_gib"]
     panel.plot(x, line, color=COLOURS[1], linestyle="--", label=f"line, R² = {tokens['memory_r2']:.4f}")
     panel.legend()
+    panel.locator_params(axis="x", nbins=5)
     panel.set(xlabel=AXES["tokens"], ylabel="peak memory (GiB)", title="memory")
 
 

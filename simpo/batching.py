@@ -63,13 +63,14 @@ def plan_step(pairs: Sequence[int], tokens: Sequence[int], budget: Budget, world
     Returns:
         One list of micro-batches for each rank.
     """
+    shortest = min(range(len(pairs)), key=lambda position: tokens[position])
     plan: list[list[MicroBatch]] = [[] for _ in range(world_size)]
     for number, together in enumerate(_micro_steps(tokens, _limit(tokens, budget, world_size), world_size)):
         # forth and back over the ranks, so that no rank always gets the largest
         ranks = range(world_size) if number % 2 == 0 else range(world_size - 1, -1, -1)
         for rank, (_, members) in zip(ranks, together, strict=True):
             rows = tuple(pairs[member] for member in members)
-            plan[rank].append(MicroBatch(rows) if rows else MicroBatch((pairs[0],), fillers=1))
+            plan[rank].append(MicroBatch(rows) if rows else MicroBatch((pairs[shortest],), fillers=1))
     return plan
 
 
@@ -94,12 +95,13 @@ def _micro_steps(tokens: Sequence[int], limit: int, world_size: int) -> list[lis
     even = _even_cut(shortest_first, tokens, limit, world_size)
     if tokens[shortest_first[-1]] * len(even) * world_size <= sum(tokens):
         return even
-    return min(even, _paced_cut(shortest_first, tokens, limit, world_size), key=_lock_step_tokens)
+    paced = _paced_cut(shortest_first, tokens, limit, world_size)
+    return even if len(paced) > len(even) else min(even, paced, key=_lock_step_tokens)
 
 
-def _lock_step_tokens(micro_steps: list[list[_Slot]]) -> tuple[int, int]:
-    """Tokens that the ranks wait for, then the number of micro-batches."""
-    return sum(together[0].tokens for together in micro_steps), len(micro_steps)
+def _lock_step_tokens(micro_steps: list[list[_Slot]]) -> int:
+    """Tokens that the ranks wait for."""
+    return sum(together[0].tokens for together in micro_steps)
 
 
 def _paced_cut(rest: list[int], tokens: Sequence[int], limit: int, world_size: int) -> list[list[_Slot]]:
@@ -223,7 +225,7 @@ class PlanSummary(NamedTuple):
     Fields:
         steps: optimizer steps.
         micro_batches: micro-batches that each rank runs.
-        tokens: packed tokens over all ranks, fillers included.
+        tokens: packed tokens over all ranks, without fillers.
         longest: tokens of the largest micro-batch.
         imbalance: time of ranks in lock step over the time of a perfect split, taking time as tokens; 1 is perfect.
         fillers: micro-batches that only keep a rank in step.
@@ -254,7 +256,7 @@ def summarize(plans: Iterable[list[list[MicroBatch]]], tokens: np.ndarray) -> Pl
         for together in zip(*plan, strict=True):  # the ranks of one micro-step wait for the largest
             loads = [int(tokens[list(micro_batch.pairs)].sum()) for micro_batch in together]
             micro_batches += 1
-            total += sum(loads)
+            total += sum(load for load, micro_batch in zip(loads, together, strict=True) if not micro_batch.fillers)
             waited += max(loads)
             longest = max(longest, *loads)
             fillers += sum(micro_batch.fillers for micro_batch in together)

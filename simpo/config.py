@@ -11,6 +11,7 @@ import os
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal
 
+import torch
 from accelerate.utils import DynamoBackend
 from transformers import SchedulerType, TrainingArguments
 from transformers.utils import (
@@ -189,7 +190,7 @@ class SimPOConfig(TrainingArguments):
             )
 
     def _settle_kernels(self) -> None:
-        if str(self.torch_compile_backend or "inductor").upper() not in DynamoBackend.list():
+        if str(self.torch_compile_backend or "inductor").upper() not in {*DynamoBackend.list()} - {"NO"}:
             raise ConfigError(f"torch_compile_backend: {self.torch_compile_backend!r} is unknown; write inductor")
         if self.torch_compile or self.torch_compile_backend or self.torch_compile_mode:
             self.tf32 = bool(self.tf32)  # transformers would round float32 products to TF32 unasked
@@ -220,6 +221,13 @@ class SimPOConfig(TrainingArguments):
     def gamma(self) -> float:
         """Target reward margin: beta * gamma_beta_ratio."""
         return self.beta * self.gamma_beta_ratio
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """What the layers compute in, as far as the settings tell."""
+        given = self.model_init_kwargs.get("dtype") if isinstance(self.model_init_kwargs, dict) else None
+        named = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+        return torch.bfloat16 if self.bf16 else torch.float16 if self.fp16 else named.get(str(given), torch.float32)
 
     @property
     def micro_batches_per_step(self) -> int:

@@ -90,25 +90,22 @@ def packed_attention(
     )
 
 
-def attention_backend(
-    config: PretrainedConfig, requested: str, device: torch.device, *, bf16: bool = False, fp16: bool = False
-) -> str:
+def attention_backend(config: PretrainedConfig, requested: str, device: torch.device, dtype: torch.dtype) -> str:
     """The kernel that will compute a model's attention, from its config alone, in words.
 
     Args:
         config: of the model.
         requested: auto, or a backend.
         device: where it will run.
-        bf16, fp16: mixed precision of the run.
+        dtype: what it will compute in.
 
     Raises:
         ModelError: the requested backend cannot serve the model, with the reason.
     """
     text = config.get_text_config()
     size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    dtype = torch.bfloat16 if bf16 else torch.float16 if fp16 else torch.float32
-    capped = getattr(text, "attn_logit_softcapping", None) is not None
-    return describe(choose(requested, Demand(device.type, dtype, size, size, capped)))
+    demand = Demand(device.type, dtype, size, size, getattr(text, "attn_logit_softcapping", None) is not None)
+    return describe(choose(requested, demand), demand)
 
 
 def _check_window(module: nn.Module, window: int | None, layout: PackLayout) -> None:

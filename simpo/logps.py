@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 # Elements of one [rows, vocabulary chunk] tile: a few such tiles in float32 are all that the head holds at a time.
-_TILE_ELEMENTS = {"cpu": 2**22, "cuda": 2**27}
+_TILE_ELEMENTS = {"cpu": 2**20, "cuda": 2**27}
 _MAX_TILE_ROWS = 4096  # trl.kernels cuts the rows itself
 
 

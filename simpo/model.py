@@ -208,7 +208,7 @@ def compile_layers(model: nn.Module, *, backend: str, mode: str | None = None, c
     """
     base = cast(PreTrainedModel, cast(Any, model).get_base_model() if _is_adapted(model) else model)
     depth = base.config.get_text_config().num_hidden_layers
-    lists = (module for module in base.modules() if isinstance(module, nn.ModuleList))
+    lists = (module for module in base.get_decoder().modules() if isinstance(module, nn.ModuleList))
     layers = next((found for found in lists if len(found) == depth), None)
     if layers is None:
         raise ModelError(f"torch_compile: {type(base).__name__} has no list of {depth} layers; leave torch_compile out")

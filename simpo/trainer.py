@@ -88,7 +88,7 @@ class PreferenceTrainer(Trainer):
         tokenizer = processing_class or _tokenizer_of(model, args)
         if isinstance(model, str):  # before data and weights: the config alone can rule a model out
             config = load_model_config(model, **_hub_options(args))
-            attention_backend(config, args.attn_backend, args.device, bf16=bool(args.bf16), fp16=args.fp16)
+            attention_backend(config, args.attn_backend, args.device, args.compute_dtype)
         train_dataset, eval_dataset = self._tokenize_datasets(train_dataset, eval_dataset, tokenizer, args)
         policy, self.master_dtype_note = build_policy(
             model,
@@ -326,7 +326,8 @@ class PreferenceTrainer(Trainer):
         rounded = self.args.bf16 or self.args.fp16 or self.args.tf32 or next(base.parameters()).dtype != torch.float32
         text = base.config.get_text_config()
         window = getattr(text, "sliding_window", None) if getattr(text, "use_sliding_window", True) else None
-        check_parity(model, vocabulary=text.vocab_size, device=self.args.device, exact=not rounded, window=window)
+        reached = window if window and window < self.args.max_length else None
+        check_parity(model, vocabulary=text.vocab_size, device=self.args.device, exact=not rounded, window=reached)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the means of the per-pair metrics since the last log, over all ranks."""

@@ -61,6 +61,25 @@ def test_a_long_pair_is_run_beside_micro_batches_of_its_size() -> None:
     assert loads == [[1000, 800, 700], [1000, 800, 700]]
 
 
+def test_never_more_micro_batches_than_pairs_ask_for() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        count, size, world = (int(n) for n in rng.integers((1, 1, 1), (40, 5, 9)))
+        tokens = np.ceil(rng.lognormal(4, 1.5, count)).astype(int).tolist()
+        ranks = plan_step(list(range(count)), tokens, Budget(size), world)
+        assert len(ranks[0]) <= micro_batches_per_rank(count, size, world)
+        assert sorted(row for rank in ranks for row in _real_pairs(rank)) == list(range(count))
+
+
+def test_fillers_are_short_and_count_as_time_lost() -> None:
+    tokens = [900, 800, 10]
+    ranks = plan_step([0, 1, 2], tokens, Budget(1), 4)
+    assert [m.pairs for rank in ranks for m in rank if m.fillers] == [(2,)]
+    summary = summarize([ranks], np.array(tokens))
+    assert (summary.tokens, summary.fillers) == (1710, 1)
+    assert summary.imbalance == pytest.approx(900 * 4 / 1710)
+
+
 def test_no_larger_micro_batch_than_an_even_spread_needs() -> None:
     for seed in range(20):
         tokens = _lengths(128, seed).tolist()

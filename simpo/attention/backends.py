@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 BACKENDS = ("flash", "varlen", "flex", "sdpa")
 _LARGEST_HEAD = 256  # of the flash kernels
+_SMALLEST_FLEX_HEAD = 16
 
 
 class Demand(NamedTuple):
@@ -90,8 +91,8 @@ def choose(requested: str, demand: Demand) -> str:
         ModelError: the requested backend is unknown or cannot serve it, with the reason.
     """
     if requested == "auto":
-        name = next(name for name in _order() if objection(name, demand) is None)
-        logger.info("attention: %s (%s)", describe(name), demand)
+        name = next(name for name in _order(demand) if objection(name, demand) is None)
+        logger.info("attention: %s (%s)", describe(name, demand), demand)
         return name
     if requested not in BACKENDS:
         raise ModelError(f"attn_backend: {requested!r} is unknown; write auto, {', '.join(BACKENDS)}")
@@ -113,6 +114,8 @@ def objection(name: str, demand: Demand) -> str | None:
     if demand.dropout:
         return "knows no attention dropout"
     if name == "flex":
+        if min(demand.head_size, demand.value_size) < _SMALLEST_FLEX_HEAD:
+            return f"serves head sizes from {_SMALLEST_FLEX_HEAD} on"
         return None if find_spec("triton") else "needs triton, which is not installed"
     if demand.dtype not in (torch.bfloat16, torch.float16):
         return "computes in bfloat16 and float16 only"
@@ -125,25 +128,30 @@ def objection(name: str, demand: Demand) -> str | None:
     if name == "varlen":
         return "knows no soft cap on the scores" if demand.softcap else None
     try:
-        find_flash()
+        find_flash(demand.softcap, demand.head_size)
     except ImportError as error:
         return f"cannot run: {error}"
     return None
 
 
-def _order() -> tuple[str, ...]:
-    """Fastest first: flash-attn 3 and 4 beat the version-2 kernels that torch ships, version 2 does not."""
+def _order(demand: Demand) -> tuple[str, ...]:
+    """Fastest first: flash-attn 3 and 4 beat the version-2 kernels that torch ships, version 2 does not.
+
+    In float32, which is for exactness and not for speed, SDPA is taken.
+    """
+    if demand.device != "cuda" or demand.dtype == torch.float32:
+        return ("sdpa",)
     try:
-        newest = find_flash()[0] > 2
+        newest = find_flash(demand.softcap, demand.head_size)[0] > 2
     except ImportError:
         newest = False
     return BACKENDS if newest else ("varlen", "flash", "flex", "sdpa")
 
 
-def describe(name: str) -> str:
+def describe(name: str, demand: Demand) -> str:
     """A backend for people, with what it runs on."""
     if name == "flash":
-        return f"flash-attn {find_flash()[0]}"
+        return f"flash-attn {find_flash(demand.softcap, demand.head_size)[0]}"
     long = {"varlen": "torch varlen_attn", "flex": "FlexAttention", "sdpa": "SDPA, segment by segment"}
     return long[name]
 

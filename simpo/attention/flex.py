@@ -1,4 +1,4 @@
-"""FlexAttention on CUDA: any mask and soft-capped scores, with keys and values read where they stand.
+"""FlexAttention on CUDA: any mask and soft-capped scores, without gathering keys and values.
 
 The mask is evaluated inside the kernel from four numbers per query; blocks of 128 x 128 that no query sees are never
 visited. The block map is made on the host from the segments, so no [T, T] mask exists at any time.
@@ -41,7 +41,9 @@ def flex_segment_attention(
     tokens = query.shape[2]
     rest = -tokens % BLOCK  # lengths in steps of 128, so that few shapes are compiled
     dtype = kernel_dtype(value)
-    q, k, v = (F.pad(states.to(dtype), (0, 0, 0, rest)) for states in (query, key, value))
+    q, k, v = (states.to(dtype) for states in (query, key, value))
+    if rest:
+        q, k, v = (F.pad(states, (0, 0, 0, rest)) for states in (q, k, v))
     mask = layout.cache.get(window)
     if mask is None:
         mask = layout.cache[window] = block_mask(layout, window, query.device)
@@ -49,7 +51,7 @@ def flex_segment_attention(
         q,
         k,
         v,
-        score_mod=_soft_cap(softcap),
+        score_mod=_soft_cap(softcap, query.device),
         block_mask=mask,
         scale=scale,
         enable_gqa=query.shape[1] != key.shape[1],
@@ -63,12 +65,13 @@ def _kernel(device_type: str) -> Callable[..., Any]:
 
 
 @functools.cache  # one function for each cap, or every call would compile anew
-def _soft_cap(softcap: float | None) -> Callable[..., Tensor] | None:
+def _soft_cap(softcap: float | None, device: torch.device) -> Callable[..., Tensor] | None:
     if softcap is None:
         return None
+    limit = torch.full((), softcap, device=device)  # a tensor: numbers in a closure are compiled in, or fail to be
 
     def cap(score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return softcap * torch.tanh(score / softcap)
+        return limit * torch.tanh(score / limit)
 
     return cap
 
@@ -120,14 +123,13 @@ def _mask(layout: PackLayout, padded: int, window: int | None, device: torch.dev
     rows = torch.arange(padded, device=device, dtype=torch.int32)
     start = torch.where(rows < tokens, start, rows)  # padding sees itself
     prompt = prompt_end - prompt_start
+    reach = torch.full((), padded if window is None else window, device=device, dtype=torch.int32)
 
     def mask(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         inside = (key >= start[query]) & (key <= query)
         before = (key >= prompt_start[query]) & (key < prompt_end[query])
-        if window is None:
-            return inside | before
         # own keys stand after the prompt, prompt keys at their distance from its start
         key_position = key - torch.where(inside, start[query] - prompt[query], prompt_start[query])
-        return (inside | before) & (query - start[query] + prompt[query] - key_position < window)
+        return (inside | before) & (query - start[query] + prompt[query] - key_position < reach)
 
     return mask

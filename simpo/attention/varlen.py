@@ -7,9 +7,10 @@ Shape letters: T packed tokens, G gathered keys, H query heads, K key/value head
 """
 
 import functools
+import inspect
 from collections.abc import Callable
-from importlib import import_module
-from typing import Any, cast
+from importlib import import_module, metadata
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -32,10 +33,16 @@ def varlen_attention(
 
     Args and result are those of `segment_attention`.
     """
-    from torch.nn.attention.varlen import varlen_attn
+    from torch.nn.attention import varlen
 
     q, k, v = kernel_inputs(query, key, value, layout)
-    attended = varlen_attn(
+    grouped: dict[str, Any] = {}
+    if q.shape[1] != k.shape[1]:
+        if "enable_gqa" in inspect.signature(varlen.varlen_attn).parameters:
+            grouped["enable_gqa"] = True
+        else:  # torch before 2.12
+            k, v = (states.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for states in (k, v))
+    attended = varlen.varlen_attn(
         q,
         k,
         v,
@@ -45,7 +52,7 @@ def varlen_attention(
         layout.longest_key,
         scale=scale,
         window_size=_window(window, layout),
-        enable_gqa=q.shape[1] != k.shape[1],
+        **grouped,
     )
     return cast(Tensor, attended)[None]
 
@@ -65,7 +72,7 @@ def flash_attention(
 
     Args and result are those of `segment_attention`.
     """
-    _, kernel = find_flash()
+    _, kernel = find_flash(softcap is not None, query.shape[-1])
     q, k, v = kernel_inputs(query, key, value, layout)
     attended = kernel(
         q,
@@ -84,25 +91,43 @@ def flash_attention(
     return (attended[0] if isinstance(attended, tuple) else attended)[None]
 
 
-# Where each version keeps its function; version 4 lives inside version 2's package.
-_FLASH_MODULES = {4: "flash_attn.cute", 3: "flash_attn_interface", 2: "flash_attn"}
+class _Flash(NamedTuple):
+    """A version of flash-attn: its package, its module, and what its forward and backward serve."""
+
+    version: int
+    package: str
+    module: str
+    capabilities: range  # first number of the GPU's compute capability
+    softcap: bool
+    largest_head: int
+
+
+# Version 4's files also lie in version 2's package, where they do not run; 4 has no backward for Hopper, or for caps.
+_FLASH = (
+    _Flash(4, "flash-attn-4", "flash_attn.cute", range(10, 11), softcap=False, largest_head=128),
+    _Flash(3, "flash-attn-3", "flash_attn_interface", range(9, 10), softcap=True, largest_head=256),
+    _Flash(2, "flash-attn", "flash_attn", range(8, 100), softcap=True, largest_head=256),
+)
 
 
 @functools.cache
-def find_flash() -> tuple[int, Callable[..., Any]]:
-    """Version and function of the newest flash-attn that this device can run.
+def find_flash(softcap: bool, head_size: int) -> tuple[int, Callable[..., Any]]:
+    """Version and function of the newest flash-attn installed that serves this GPU, soft cap and head size.
 
     Raises:
-        ImportError: none is installed.
+        ImportError: none does.
     """
-    for version, module in _FLASH_MODULES.items():
-        if version > 2 and torch.cuda.is_available() and torch.cuda.get_device_capability()[0] < 9:
-            continue  # 3 needs Hopper; 4 needs Hopper or later
+    capability = torch.cuda.get_device_capability()[0] if torch.cuda.is_available() else 0
+    for flash in _FLASH:
+        if capability not in flash.capabilities or head_size > flash.largest_head or (softcap and not flash.softcap):
+            continue
         try:
-            return version, import_module(module).flash_attn_varlen_func
+            if flash.version == 4:
+                metadata.version(flash.package)
+            return flash.version, import_module(flash.module).flash_attn_varlen_func
         except (ImportError, AttributeError, OSError):  # OSError: a build against another torch
             continue
-    raise ImportError("no flash-attn found; install it with: pip install 'simpo[flash-attn]'")
+    raise ImportError("no flash-attn that serves this was found; install it with: pip install 'simpo[flash-attn]'")
 
 
 def kernel_inputs(query: Tensor, key: Tensor, value: Tensor, layout: PackLayout) -> tuple[Tensor, Tensor, Tensor]:

@@ -236,14 +236,14 @@ def barrier_token(tokenizer: PreTrainedTokenizerBase, template: str, *, add_gene
         token.content
         for token in candidates
         if token.content.strip() == token.content
-        and not any(_takes_place(other.content, token.content) for other in added if other.content != token.content)
+        and not any(_takes_place(other.content, token.content) for other in added)
     )
     return max(safe, key=after.rfind, default="")
 
 
 def _takes_place(other: str, text: str) -> bool:
-    """Whether a match of `other` could cover `text` or its beginning."""
-    return text in other or any(other.endswith(text[:size]) for size in range(1, len(text)))
+    """Whether a match of `other`, or of the same text begun earlier, could cover `text` or its beginning."""
+    return (text in other and text != other) or any(other.endswith(text[:size]) for size in range(1, len(text)))
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

@@ -178,7 +178,7 @@ def _print_plan(
         )
     else:
         weights = trainer.master_dtype_note
-    attention = attention_backend(config, args.attn_backend, args.device, bf16=bool(args.bf16), fp16=args.fp16)
+    attention = attention_backend(config, args.attn_backend, args.device, args.compute_dtype)
     lines = plan_lines(
         settings,
         model_line=model_line(str(settings.model.model_name_or_path), config, settings),

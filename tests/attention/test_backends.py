@@ -1,14 +1,18 @@
 """Which backend is taken, and that each computes what SDPA by segment computes."""
 
+import inspect
 import itertools
 import re
+import types
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention import varlen as torch_varlen
+from torch.nn.attention.flex_attention import flex_attention
 
-from simpo.attention import backends, varlen
+from simpo.attention import backends, flex, varlen
 from simpo.attention.backends import Demand, attend, choose, objection
 from simpo.attention.flex import BLOCK, block_mask, flex_segment_attention
 from simpo.attention.layout import PackLayout, pair_segments
@@ -25,9 +29,9 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
     """machine(flash=version or None): a CUDA machine with triton, as far as the choice can tell."""
 
     def make(flash: int | None = None) -> None:
-        def find_flash() -> tuple[int, Any]:
-            if flash is None:
-                raise ImportError("no flash-attn found")
+        def find_flash(softcap: bool, head_size: int) -> tuple[int, Any]:
+            if flash is None or (flash == 4 and softcap):
+                raise ImportError("no flash-attn that serves this was found")
             return flash, None
 
         monkeypatch.setattr(backends, "find_flash", find_flash)
@@ -47,7 +51,9 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
         (4, BF16, "flash"),
         (None, BF16._replace(softcap=True), "flex"),
         (2, BF16._replace(softcap=True), "flash"),
-        (3, BF16._replace(dtype=torch.float32), "flex"),
+        (4, BF16._replace(softcap=True), "flex"),
+        (3, BF16._replace(dtype=torch.float32), "sdpa"),
+        (None, BF16._replace(softcap=True, head_size=8, value_size=8), "sdpa"),
         (3, BF16._replace(head_size=512, value_size=512), "flex"),
         (3, BF16._replace(value_size=64), "flex"),
         (3, BF16._replace(dropout=True), "sdpa"),
@@ -65,7 +71,8 @@ def test_auto(machine, flash, demand, expected) -> None:
     [
         ("varlen", BF16._replace(softcap=True), "soft cap"),
         ("varlen", BF16._replace(dtype=torch.float32), "bfloat16 and float16 only"),
-        ("flash", BF16, "no flash-attn found"),
+        ("flash", BF16, "no flash-attn that serves this was found"),
+        ("flex", BF16._replace(head_size=8, value_size=8), "head sizes from 16 on"),
         ("flash", BF16._replace(head_size=257, value_size=257), "head sizes up to 256"),
         ("flash", BF16._replace(value_size=64), "one size, not 128 for keys and 64 for values"),
         ("flex", BF16._replace(dropout=True), "dropout"),
@@ -119,7 +126,7 @@ def _runs(starts: Tensor) -> list[tuple[int, int]]:
 def test_what_the_kernels_are_handed(make_row, monkeypatch, backend, window, shared) -> None:
     """Starts, gathered keys, window and scale, read as the kernels' documentation says."""
 
-    def torch_kernel(q, k, v, starts_q, starts_k, longest_q, longest_k, *, scale, window_size, enable_gqa):
+    def torch_kernel(q, k, v, starts_q, starts_k, longest_q, longest_k, *, scale, window_size, enable_gqa=False):
         assert enable_gqa and longest_q == starts_q.diff().max() and longest_k == starts_k.diff().max()
         return _bottom_right_kernel(q, k, v, starts_q, starts_k, scale=scale, window_size=window_size)
 
@@ -130,8 +137,10 @@ def test_what_the_kernels_are_handed(make_row, monkeypatch, backend, window, sha
         options = {"scale": softmax_scale, "window_size": window_size, "softcap": softcap}
         return _bottom_right_kernel(q, k, v, cu_seqlens_q, cu_seqlens_k, **options), None
 
-    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", torch_kernel)
-    monkeypatch.setattr(varlen, "find_flash", lambda: (3, flash_kernel))
+    known = set(inspect.signature(torch_varlen.varlen_attn).parameters)
+    assert {"scale", "window_size"} <= known  # what the kernel below is called with
+    monkeypatch.setattr(torch_varlen, "varlen_attn", torch_kernel)
+    monkeypatch.setattr(varlen, "find_flash", lambda softcap, head_size: (3, flash_kernel))
     row = make_row(LENGTHS, shared=shared)
     kernel = {"varlen": varlen.varlen_attention, "flash": varlen.flash_attention}[backend]
     options = {"scale": 0.3, "window": window, "softcap": 2.0 if backend == "flash" else None}
@@ -143,6 +152,32 @@ def test_what_the_kernels_are_handed(make_row, monkeypatch, backend, window, sha
         results.append([out.detach(), *(leaf.grad for leaf in states)])
     for mine, expected in zip(*results, strict=True):
         torch.testing.assert_close(mine, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_older_torch_gets_one_key_head_for_each_query_head(make_row, monkeypatch) -> None:
+    def older_kernel(q, k, v, starts_q, starts_k, longest_q, longest_k, *, scale, window_size):
+        assert q.shape[1] == k.shape[1] == v.shape[1] == 4
+        return _bottom_right_kernel(q, k, v, starts_q, starts_k, scale=scale, window_size=window_size)
+
+    monkeypatch.setattr(torch_varlen, "varlen_attn", older_kernel)
+    row = make_row(LENGTHS)
+    torch.testing.assert_close(varlen.varlen_attention(*row, scale=0.3), segment_attention(*row, scale=0.3))
+
+
+@pytest.mark.parametrize(
+    ("capability", "softcap", "head_size", "expected"),
+    [(8, False, 128, 2), (9, False, 128, 3), (9, True, 256, 3), (10, False, 128, 4), (10, True, 128, 2),
+     (10, False, 256, 2), (12, False, 128, 2)],
+)  # fmt: skip
+def test_each_gpu_gets_a_flash_version_whose_backward_serves_it(
+    monkeypatch, capability, softcap, head_size, expected
+) -> None:
+    module = types.SimpleNamespace(flash_attn_varlen_func=lambda: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (capability, 0))
+    monkeypatch.setattr(varlen, "import_module", lambda name: module)
+    monkeypatch.setattr(varlen.metadata, "version", lambda name: "4.0")
+    assert varlen.find_flash.__wrapped__(softcap, head_size)[0] == expected
 
 
 def test_kernels_get_autocast_types(make_row) -> None:
@@ -163,6 +198,20 @@ def test_flex_values(make_row, shared, window, softcap) -> None:
     expected = segment_attention(*row, **options)
     torch.testing.assert_close(flex_segment_attention(*row, **options), expected, atol=1e-5, rtol=1e-5)
     assert len(row.layout.cache) == 1  # one block mask for all layers of a kind
+
+
+@torch.no_grad()
+def test_compiled_flex_takes_every_length_window_and_cap(make_row, monkeypatch) -> None:
+    """As on a GPU, but for the code generator; a new length, window or soft cap is not compiled for ever."""
+    compiled = torch.compile(flex_attention, dynamic=True, backend="aot_eager")
+    monkeypatch.setattr(flex, "_kernel", lambda device: compiled)
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        for size, window, softcap in itertools.product((1, 3, 7, 2, 5), (None, 64, 150), (None, 2.0, 30.0)):
+            row = make_row(LENGTHS[:size] * 2)
+            options = {"scale": 0.3, "window": window, "softcap": softcap}
+            expected = segment_attention(*row, **options)
+            torch.testing.assert_close(flex_segment_attention(*row, **options), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("window", [None, 64])
@@ -194,13 +243,14 @@ GPU_CASES = [
     ("flash", 64, 20.0),
     ("flex", None, None),
     ("flex", 64, 20.0),
+    ("flex", None, 20.0),
 ]
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("shared", [True, False])
-@pytest.mark.parametrize("size", [64, 128])
+@pytest.mark.parametrize("size", [64, 128, 256])
 @pytest.mark.parametrize(("backend", "window", "softcap"), GPU_CASES)
 def test_cuda_kernels_equal_sdpa(make_row, backend, window, softcap, size, shared, dtype) -> None:
     """Values and gradients in 16 bit, against SDPA by segment in float32 on the same numbers."""
