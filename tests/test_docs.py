@@ -92,6 +92,7 @@ def test_command(where: str, words: list[str], tmp_path: Path, monkeypatch: pyte
         "accelerate": check_accelerate,
         "simpo": check_simpo,
         "pytest": check_pytest,
+        "python": check_benchmark,
         "pre-commit": check_pre_commit,
     }
     assert program in checks, f"{where}: no test knows how to check {program}"
@@ -148,8 +149,8 @@ def check_simpo(words: list[str], tmp_path: Path) -> None:
 
 
 def check_pytest(words: list[str], _: Path) -> None:
-    paths = [word for word in words if word.startswith("tests/")]
-    assert paths and all(Path(path).exists() for path in paths)
+    paths = [word for word in words if word.startswith("tests/")] or ["tests"]
+    assert all(Path(path).exists() for path in paths)
     texts = [_test_code(Path(path)) for path in paths]
     names = [re.findall(r"def (test_\w+)", text) for text in texts]
     if "-k" in words:  # matches a test in every file that is named
@@ -160,6 +161,13 @@ def check_pytest(words: list[str], _: Path) -> None:
 
 def _test_code(path: Path) -> str:
     return path.read_text() if path.is_file() else "".join(file.read_text() for file in sorted(path.rglob("test_*.py")))
+
+
+def check_benchmark(words: list[str], _: Path) -> None:
+    """`python -m benchmarks.NAME`, with options that it knows."""
+    assert words[0] == "-m" and words[1].startswith("benchmarks.")
+    text = Path(words[1].replace(".", "/") + ".py").read_text() + Path("benchmarks/report.py").read_text()
+    assert all(f'"{word}"' in text for word in words[2:] if word.startswith("--"))
 
 
 def check_pre_commit(words: list[str], _: Path) -> None:
