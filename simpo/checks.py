@@ -120,6 +120,9 @@ def _contradictions(values: Mapping[str, Any]) -> list[Problem]:
     if values.get("tokenization", "standard") not in ("standard", "paper"):
         text = f"tokenization: {values['tokenization']!r} is unknown; write standard or paper"
         problems.append(Problem(("tokenization",), text))
+    if values.get("truncation", "cut") not in ("cut", "drop"):
+        text = f"truncation: {values['truncation']!r} is unknown; write cut or drop"
+        problems.append(Problem(("truncation",), text))
     if values.get("attn_backend", "auto") not in ("auto", "flash", "varlen", "flex", "sdpa"):
         text = f"attn_backend: {values['attn_backend']!r} is unknown; write auto, flash, varlen, flex or sdpa"
         problems.append(Problem(("attn_backend",), text))

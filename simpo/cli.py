@@ -1,6 +1,7 @@
 """`simpo VERB`: arguments are read first; torch, transformers and the settings are imported when a verb runs."""
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -28,6 +29,11 @@ Every setting can be overridden as --key=value, for instance:
   simpo train training_configs/llama-3-8b-instruct-simpo-v2.yaml --learning_rate=8e-7 --output_dir=outputs/try-2
 """
 
+_INSPECT_HELP = """\
+Tokenise as training would, show some pairs as tokens, and check the data. Without CONFIG give --model and --data:
+  simpo inspect --model meta-llama/Meta-Llama-3-8B-Instruct --data data/pairs.jsonl --html report.html
+"""
+
 
 class Flag(NamedTuple):
     """How an option takes a value: `none`, `needed`, or `optional` (only as --flag=value; alone it means true)."""
@@ -40,18 +46,32 @@ _TRAIN_FLAGS = {
     "--num_processes": Flag("needed"),
     "--dry-run": Flag("none"),
     "--overwrite": Flag("none"),
+    "--no-audit": Flag("none"),
     "--resume_from_checkpoint": Flag("optional"),
     "--help": Flag("none"),
 }
+_INSPECT_FLAGS = {
+    "--model": Flag("needed"),
+    "--data": Flag("needed"),
+    "--eval-prompts": Flag("needed"),
+    "--html": Flag("needed"),
+    "--json": Flag("needed"),
+    "--pairs": Flag("needed"),
+    "--rows": Flag("needed"),
+    "--sample": Flag("needed"),
+    "--strict": Flag("none"),
+    "--help": Flag("none"),
+}
+_FLAGS = {"train": _TRAIN_FLAGS, "inspect": _INSPECT_FLAGS}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb; 0 when it succeeded, 2 after an error that the user can correct."""
     words = list(sys.argv[1:] if argv is None else argv)
     overrides: list[str] = []
-    if words and words[0] == "train":
-        own, overrides = split_overrides(words[1:], _TRAIN_FLAGS)
-        words = ["train", *own]
+    if words and words[0] in _FLAGS:
+        own, overrides = split_overrides(words[1:], _FLAGS[words[0]])
+        words = [words[0], *own]
     args = _parser().parse_args(words)
     run: Callable[[argparse.Namespace, list[str]], None] = args.run
     try:
@@ -72,6 +92,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="simpo", description="Reference-free preference optimisation (SimPO).")
     parser.add_argument("--version", action="version", version=f"simpo {__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+    _add_train(verbs)
+    _add_inspect(verbs)
+    return parser
+
+
+def _add_train(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     train = verbs.add_parser(
         "train",
         help="train a model from a YAML file of settings",
@@ -101,8 +127,52 @@ def _parser() -> argparse.ArgumentParser:
         help="continue from this checkpoint; without PATH from the last one, =false never. "
         "Left out: an interrupted run continues",
     )
+    train.add_argument(
+        "--no-audit", action="store_true", help="skip the checks of `simpo inspect` on a sample of the data"
+    )
     train.set_defaults(run=_train)
-    return parser
+
+
+def _add_inspect(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    inspect = verbs.add_parser(
+        "inspect",
+        help="show and check the data as training would see them",
+        description=_INSPECT_HELP,
+        epilog="The checks, and what to do about each, are described in docs/data.md.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="simpo inspect [CONFIG ...] [--model NAME] [--data SOURCE] [options] [--key=value ...]",
+        allow_abbrev=False,
+    )
+    inspect.add_argument("configs", nargs="*", metavar="CONFIG", help="YAML file of settings")
+    inspect.add_argument("--model", metavar="NAME", help="model_name_or_path: a hub name or a directory")
+    inspect.add_argument("--data", metavar="SOURCE", help="train on this one source, whole")
+    inspect.add_argument("--html", type=Path, metavar="FILE", help="write the report as one self-contained page")
+    inspect.add_argument("--json", type=Path, metavar="FILE", help="write the numbers and findings")
+    inspect.add_argument("--strict", action="store_true", help="count warnings as errors")
+    inspect.add_argument("--pairs", type=_count, default=3, metavar="N", help="pairs to show as tokens (default: 3)")
+    inspect.add_argument(
+        "--rows", type=_rows, default=(), metavar="A,B,...", help="training rows to show in place of these"
+    )
+    inspect.add_argument("--sample", type=_count, metavar="N", help="look at no more than N rows of each set")
+    inspect.add_argument(
+        "--eval-prompts",
+        action="append",
+        default=[],
+        metavar="NAME=FILE",
+        help="look for the prompts of an evaluation set in the training pairs; can be given several times",
+    )
+    inspect.set_defaults(run=_inspect)
+
+
+def _count(word: str) -> int:
+    number = int(word)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{number} must be 0 or more")
+    return number
+
+
+def _rows(word: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in word.split(","))
 
 
 def split_overrides(words: Sequence[str], flags: dict[str, Flag]) -> tuple[list[str], list[str]]:
@@ -154,7 +224,43 @@ def _train(args: argparse.Namespace, overrides: list[str]) -> None:
 
     from simpo.run import run_training
 
-    run_training(settings, dry_run=args.dry_run, overwrite=args.overwrite, resume_from_checkpoint=resume)
+    run_training(
+        settings,
+        dry_run=args.dry_run,
+        overwrite=args.overwrite,
+        resume_from_checkpoint=resume,
+        audit=not args.no_audit,
+    )
+
+
+def _inspect(args: argparse.Namespace, overrides: list[str]) -> None:
+    if not args.configs and not (args.model and args.data):
+        raise ConfigError("nothing to inspect: write simpo inspect CONFIG, or simpo inspect --model NAME --data SOURCE")
+    named = dict(entry.partition("=")[::2] for entry in args.eval_prompts)
+    if not all(name and path for name, path in named.items()):
+        raise ConfigError("--eval-prompts needs a name and a file; write e.g. --eval-prompts gsm8k=gsm8k.jsonl")
+    if args.sample == 0:
+        raise ConfigError("--sample 0 leaves nothing to look at; write 1 or more")
+    from simpo.settings import read_settings
+
+    # no device is needed, and that of the run may be missing here
+    settings = read_settings(args.configs, [*source_overrides(args), *overrides, "--use_cpu=true"])
+
+    from simpo.audit.inspect import InspectOptions, run_inspection
+
+    run_inspection(
+        settings, InspectOptions(args.html, args.json, args.strict, args.pairs, args.rows, args.sample, named)
+    )
+
+
+def source_overrides(args: argparse.Namespace) -> list[str]:
+    """What --model and --data of `simpo inspect` stand for."""
+    overrides = [f"--model_name_or_path={args.model}"] if args.model else []
+    if args.data:
+        # what a CONFIG says about its own sources does not hold for this one
+        overrides += [f"--dataset_mixer={json.dumps({args.data: 1.0})}", "--eval_dataset_mixer=null"]
+        overrides += [f"--{key}=null" for key in ("dataset_name", "dataset_configs", "dataset_weights")]
+    return overrides
 
 
 def _checkpoint(word: str | None) -> str | bool | None:
@@ -180,6 +286,7 @@ def _relaunch(args: argparse.Namespace, overrides: list[str]) -> None:
         command += ["--num_processes", str(args.num_processes)]
     command += ["-m", "simpo.cli", "train", *args.configs]
     command += ["--dry-run"] * args.dry_run + ["--overwrite"] * args.overwrite
+    command += ["--no-audit"] * args.no_audit
     if args.resume_from_checkpoint is not None:
         command.append(f"--resume_from_checkpoint={args.resume_from_checkpoint}")
     sys.stdout.flush()

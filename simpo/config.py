@@ -1,7 +1,7 @@
 """Typed settings of a run, and every check between them that needs neither a model nor data.
 
-`SimPOConfig` (training), `DataConfig` (what is read) and `ModelSettings` (what is trained) share no field name, so one
-flat YAML file can hold all three (`simpo.settings`).
+`SimPOConfig` (training), `DataConfig` (what is read; it stands in `simpo.data.config`) and `ModelSettings` (what is
+trained) share no field name, so one flat YAML file can hold all three (`simpo.settings`).
 """
 
 from __future__ import annotations
@@ -23,8 +23,11 @@ from transformers.utils import (
 from trl import ModelConfig
 
 from simpo.batching import micro_batches_per_rank
-from simpo.checks import find_problems, is_number
+from simpo.checks import find_problems
+from simpo.data.config import DataConfig
 from simpo.errors import ConfigError
+
+__all__ = ["DataConfig", "ModelSettings", "SimPOConfig", "defaults_of"]
 
 
 def defaults_of(settings_class: type) -> dict[str, Any]:
@@ -54,6 +57,7 @@ class SimPOConfig(TrainingArguments):
         loss_type: `sigmoid` or `hinge`.
         max_length: tokens of prompt and response together.
         max_prompt_length: tokens that an overlong prompt is cut to; below max_length.
+        truncation: `cut` what exceeds max_length, or `drop` the whole pair.
         tokenization: `standard`, or `paper` for the token ids of the published implementation.
         add_empty_system: put an empty system turn before conversations that have none.
         prefix_sharing: compute the prompt of a pair once; false runs each response with its own prompt.
@@ -129,6 +133,9 @@ class SimPOConfig(TrainingArguments):
     max_prompt_length: int = field(default=512, metadata={"help": "Tokens that an overlong prompt is cut to."})
     tokenization: Literal["standard", "paper"] = field(
         default="standard", metadata={"help": "paper: the token ids of the published implementation."}
+    )
+    truncation: Literal["cut", "drop"] = field(
+        default="cut", metadata={"help": "What becomes of a pair that exceeds max_length: cut it, or drop it."}
     )
     add_empty_system: bool = field(default=False, metadata={"help": "Put an empty system turn first where none is."})
     dataset_num_proc: int | None = field(default=None, metadata={"help": "Processes that tokenise."})
@@ -234,76 +241,6 @@ class SimPOConfig(TrainingArguments):
         """Most micro-batches of a process in one optimizer step where max_tokens_per_microbatch is not set."""
         assert self.total_train_batch_size is not None  # set in __post_init__
         return micro_batches_per_rank(self.total_train_batch_size, self.per_device_train_batch_size, self.world_size)
-
-
-@dataclass
-class DataConfig:
-    """What is read for training and evaluation.
-
-    Args:
-        dataset_mixer: source -> fraction in (0, 1] of its training rows. A source is a hub name, a directory written by
-            `save_to_disk`, or a .jsonl, .json(.gz), .parquet or .csv file.
-        dataset_splits: splits to read from every source; names with `train` in them train, the others evaluate.
-        dataset_configs: one configuration name (or null) per source, in the order of the mixer.
-        eval_dataset_mixer: sources of evaluation pairs.
-        dataset_name: one source, in place of a dataset_mixer.
-        test_size: prompts held out for evaluation where no evaluation source is: a fraction below 1, or a count.
-        chat_template: jinja text, a path to a .jinja file, or the name of a shipped template; None: the tokenizer's.
-        max_train_samples: at most so many training rows.
-        max_eval_samples: at most so many evaluation rows.
-
-    Raises:
-        ConfigError: a number is out of bounds, or settings contradict each other.
-    """
-
-    dataset_mixer: dict[str, float] | None = None
-    dataset_splits: list[str] | None = None
-    dataset_configs: list[str | None] | None = None
-    eval_dataset_mixer: dict[str, float] | None = None
-    dataset_name: str | None = None
-    test_size: float = 0.0
-    chat_template: str | None = None
-    max_train_samples: int | None = None
-    max_eval_samples: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.dataset_name is not None and self.dataset_mixer not in (None, {self.dataset_name: 1.0}):
-            raise ConfigError("dataset_name and dataset_mixer are both set; write every source into dataset_mixer")
-        if self.dataset_name is not None:
-            self.dataset_mixer = {self.dataset_name: 1.0}
-        if self.dataset_splits is None:
-            self.dataset_splits = ["train", "test"]
-        self._check_mixers()
-        self._check_numbers()
-
-    def _check_mixers(self) -> None:
-        for key, mixer in (("dataset_mixer", self.dataset_mixer), ("eval_dataset_mixer", self.eval_dataset_mixer)):
-            if mixer is None:
-                continue
-            if not mixer:
-                raise ConfigError(f"{key} is empty; write at least one source, e.g. {key}: {{data/pairs.jsonl: 1.0}}")
-            for source, fraction in mixer.items():
-                if not is_number(fraction) or not 0 < fraction <= 1:
-                    raise ConfigError(f"{key}: {source}: {fraction!r} must be a fraction above 0 and at most 1")
-        if not self.dataset_splits:
-            raise ConfigError("dataset_splits is empty; write at least one split, e.g. [train, test]")
-        if self.dataset_configs is not None and len(self.dataset_configs) != len(self.dataset_mixer or {}):
-            raise ConfigError(
-                f"dataset_configs has {len(self.dataset_configs)} entries for {len(self.dataset_mixer or {})} sources "
-                "of dataset_mixer; write one per source, null where there is none"
-            )
-
-    def _check_numbers(self) -> None:
-        if not is_number(self.test_size) or self.test_size < 0 or (self.test_size > 1 and self.test_size % 1):
-            raise ConfigError(
-                f"test_size: {self.test_size!r} must be 0, a fraction below 1, or a whole number of prompts"
-            )
-        if self.test_size and self.eval_dataset_mixer:
-            raise ConfigError("test_size is not used when eval_dataset_mixer is set; leave one of them out")
-        for key in ("max_train_samples", "max_eval_samples"):
-            value = getattr(self, key)
-            if value is not None and (not is_number(value) or value < 1):
-                raise ConfigError(f"{key}: {value!r} must be at least 1, or left out")
 
 
 @dataclass

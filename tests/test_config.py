@@ -199,6 +199,8 @@ def test_checks_need_no_object() -> None:
         ({"dataset_mixer": {"a": 1.0}, "dataset_name": "b"}, "both set"),
         ({"dataset_splits": []}, "dataset_splits is empty"),
         ({"dataset_mixer": {"a": 1.0}, "dataset_configs": ["x", None]}, "2 entries for 1 sources"),
+        ({"dataset_weights": {"a": 0.5}, "dataset_mixer": {"a": 1.0}}, "a: 0.5 must be 1 or more"),
+        ({"deduplicate": "fuzzy"}, "off, exact or near"),
         ({"test_size": -1}, "test_size: -1"),
         ({"test_size": 1.5}, "test_size: 1.5"),
         ({"test_size": 0.1, "eval_dataset_mixer": {"a": 1.0}}, "test_size is not used"),

@@ -135,10 +135,11 @@ def check_accelerate(words: list[str], tmp_path: Path) -> None:
 
 
 def check_simpo(words: list[str], tmp_path: Path) -> None:
-    assert words[0] == "train"
-    own, overrides = cli.split_overrides(words[1:], cli._TRAIN_FLAGS)
-    args = cli._parser().parse_args(["train", *own])
-    if args.accelerate is not None:
+    own, overrides = cli.split_overrides(words[1:], cli._FLAGS[words[0]])
+    args = cli._parser().parse_args([words[0], *own])
+    if words[0] == "inspect":
+        overrides += cli.source_overrides(args)
+    elif args.accelerate is not None:
         assert cli.launch_config(args.accelerate).is_file()
     files = []
     for config in args.configs:

@@ -19,7 +19,7 @@ LAYERS = (
     {"errors", "losses", "logps", "attention", "flops"},
     {"batching", "packing", "parity", "metrics"},
     {"checks", "config", "forward", "model", "settings", "data"},
-    {"trainer"},
+    {"trainer", "audit"},
     {"run"},
     {"cli"},
 )

@@ -410,7 +410,7 @@ def test_every_setting_has_a_type() -> None:
         ("dtype: half", ["dtype: half", "bfloat16"]),
         ("dataset_splits: train", ["dataset_splits: train", "a list of text"]),
         ("eval_dataset_mixer: [a, b]", ["eval_dataset_mixer", "a mapping of text to a number"]),
-        ("eval_dataset_mixer: {a: 2}", ["run.yaml:4", "eval_dataset_mixer: a: 2.0", "at most 1"]),
+        ("eval_dataset_mixer: {a: 1.5}", ["run.yaml:4", "eval_dataset_mixer: a: 1.5", "at most 1"]),
         (
             "max_length: 512\nmax_prompt_length: 512",
             ["run.yaml:5: max_prompt_length: 512 must be below max_length: 512"],

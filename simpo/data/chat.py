@@ -5,15 +5,17 @@ Rendering is the tokenizer's own (`tokenizer.apply_chat_template`); nothing here
 
 from __future__ import annotations
 
+import json
 import os
 import traceback
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jinja2
 
-from simpo.data.schema import TEMPLATE_FAILS, Message
+from simpo.data.schema import SYSTEM_ROLES, TEMPLATE_FAILS, Message
 from simpo.errors import ConfigError, DataError, SimPOError
 
 if TYPE_CHECKING:
@@ -23,6 +25,28 @@ TEMPLATE_DIR = Path(__file__).parent / "templates"
 
 # private-use characters: no template writes them, and no data set holds them
 _ASK, _ANSWER = "\ue0f0ask\ue0f0", "\ue0f1answer\ue0f1"
+QUESTION: list[Message] = [{"role": "user", "content": _ASK}]
+_EMPTY_SYSTEM: Message = {"role": "system", "content": ""}
+
+_MARK = "simpomark"  # plain letters, since templates write some turns as JSON
+_CALL = {"id": "abcdefghi", "type": "function", "function": {"name": _MARK, "arguments": {"a": "b"}}}
+_PROBES: dict[str, list[Message]] = {
+    "system": [{"role": "system", "content": _MARK}, *QUESTION],
+    "developer": [{"role": "developer", "content": _MARK}, *QUESTION],
+    "tool": [
+        *QUESTION,
+        {"role": "assistant", "content": "", "tool_calls": [{**_CALL, "function": {"name": "f", "arguments": {}}}]},
+        {"role": "tool", "name": "f", "tool_call_id": "abcdefghi", "content": _MARK},
+    ],
+    "tool_calls": [
+        *QUESTION,
+        {"role": "assistant", "content": "", "tool_calls": [_CALL]},
+        {"role": "tool", "name": _MARK, "tool_call_id": "abcdefghi", "content": "c"},
+    ],
+}
+
+# templates of Llama 3.2 and later write today's date: ids would change overnight, and a resumed run would be refused
+_DATE = {"date_string": "26 Jul 2024"}
 
 
 def shipped_templates() -> list[str]:
@@ -77,8 +101,7 @@ def check_template(
     Raises:
         SimPOError: of the given type, with the template's line, where it fails or leaves the texts out.
     """
-    question = [{"role": "user", "content": _ASK}]
-    for messages, expected in ((question, _ASK), ([*question, {"role": "assistant", "content": _ANSWER}], _ANSWER)):
+    for messages, expected in ((QUESTION, _ASK), ([*QUESTION, {"role": "assistant", "content": _ANSWER}], _ANSWER)):
         try:
             text = render(tokenizer, template, [messages])[0]
         except Exception as cause:
@@ -117,12 +140,21 @@ def render(
     tokenizer: PreTrainedTokenizerBase,
     template: str,
     conversations: list[list[Message]],
+    arguments: Mapping[str, Any] | None = None,
     *,
     add_generation_prompt: bool = False,
 ) -> list[str]:
-    """Texts of conversations; raises what the template raises."""
+    """Texts of conversations that share their template arguments; raises what the template raises.
+
+    A template that can be told its date is told one, the same every day, unless `arguments` do.
+    """
+    date = _DATE if "strftime_now" in template and "date_string" in template else {}
     return tokenizer.apply_chat_template(  # type: ignore[return-value]
-        conversations, chat_template=template, tokenize=False, add_generation_prompt=add_generation_prompt
+        conversations,
+        chat_template=template,
+        tokenize=False,
+        add_generation_prompt=add_generation_prompt,
+        **{**date, **(arguments or {})},
     )
 
 
@@ -130,31 +162,39 @@ def render_rows(
     tokenizer: PreTrainedTokenizerBase,
     template: str,
     conversations: list[list[Message]],
+    arguments: Sequence[Mapping[str, Any]] = (),
     *,
     add_generation_prompt: bool = False,
 ) -> list[tuple[str, str | None]]:
-    """Texts of conversations, each with None, or with the drop cause where the template refuses the row."""
+    """Texts of conversations, each with None, or with the drop cause where the template refuses the row.
 
-    def render_all(rows: list[list[Message]]) -> list[str]:
-        return render(tokenizer, template, rows, add_generation_prompt=add_generation_prompt)
+    `arguments` are those of each row; rows with the same ones are rendered together. Left out: there are none.
+    """
 
-    try:
-        return [(text, None) for text in render_all(conversations)] if conversations else []
-    except Exception:  # a template may raise anything; find the rows it refuses
-        rows: list[tuple[str, str | None]] = []
-        for conversation in conversations:
-            try:
-                rows.append((render_all([conversation])[0], None))
-            except Exception as cause:
-                rows.append(("", f"{TEMPLATE_FAILS}: {(str(cause).strip() or type(cause).__name__)[:120]}"))
-        return rows
+    def render_all(at: Sequence[int]) -> list[tuple[str, str | None]]:
+        rows, given = [conversations[row] for row in at], arguments[at[0]] if arguments else None
+        try:
+            texts = render(tokenizer, template, rows, given, add_generation_prompt=add_generation_prompt)
+            return [(text, None) for text in texts]
+        except Exception as cause:  # a template may raise anything; find the rows it refuses
+            if len(at) > 1:
+                return [render_all([row])[0] for row in at]
+            return [("", f"{TEMPLATE_FAILS}: {(str(cause).strip() or type(cause).__name__)[:120]}")]
+
+    if not any(arguments):
+        return render_all(range(len(conversations))) if conversations else []
+    groups: dict[str, list[int]] = {}
+    for row, given in enumerate(arguments):
+        groups.setdefault(json.dumps(given, default=str), []).append(row)
+    rendered = {row: text for at in groups.values() for row, text in zip(at, render_all(at), strict=True)}
+    return [rendered[row] for row in range(len(conversations))]
 
 
-def with_empty_system(messages: list[Message], template: str) -> list[Message]:
-    """Put an empty system turn first, where the template knows system turns and the conversation has none."""
-    if messages[0]["role"] in ("system", "developer") or not ("system" in template or "<|im_start|>" in template):
+def with_empty_system(messages: list[Message], chat: ChatFormat) -> list[Message]:
+    """Put an empty system turn first, where the template takes one and the conversation has none."""
+    if messages[0]["role"] in SYSTEM_ROLES or not chat.takes_empty_system:
         return messages
-    return [{"role": "system", "content": ""}, *messages]
+    return [_EMPTY_SYSTEM, *messages]
 
 
 @dataclass(frozen=True)
@@ -167,6 +207,8 @@ class ChatFormat:
         after_answer: everything written after an answer.
         trailing_ids: how many tokens follow the end-of-turn token.
         user_header: what stands between an answer and the next user text, less what ends the answer.
+        takes_empty_system: whether it speaks of system turns, and renders an empty one without failing.
+        loses: kinds of turns that it leaves out without a word, of: system, developer, tool, tool_calls.
     """
 
     template: str
@@ -174,6 +216,8 @@ class ChatFormat:
     after_answer: str
     trailing_ids: int
     user_header: str
+    takes_empty_system: bool
+    loses: frozenset[str]
 
 
 def inspect_template(tokenizer: PreTrainedTokenizerBase, template: str) -> ChatFormat:
@@ -183,7 +227,7 @@ def inspect_template(tokenizer: PreTrainedTokenizerBase, template: str) -> ChatF
         DataError: the template does not compile, fails on one user turn with an answer, or leaves the texts out.
     """
     check_template(tokenizer, template, f"tokenizer {tokenizer.name_or_path!r}")
-    turns = [{"role": "user", "content": _ASK}, {"role": "assistant", "content": _ANSWER}]
+    turns = [*QUESTION, {"role": "assistant", "content": _ANSWER}]
     after = render(tokenizer, template, [turns])[0].rsplit(_ANSWER, 1)[1]
     tail = tokenizer(after, add_special_tokens=False, verbose=False)["input_ids"] if after else []
     ends = special_ids(tokenizer)
@@ -194,6 +238,21 @@ def inspect_template(tokenizer: PreTrainedTokenizerBase, template: str) -> ChatF
         after_answer=after,
         trailing_ids=0 if at is None else len(tail) - at - 1,
         user_header=_user_header(tokenizer, template, turns, after if at is None else _token_text(tokenizer, tail[at])),
+        takes_empty_system=_takes_empty_system(tokenizer, template),
+        loses=_lost_turns(tokenizer, template),
+    )
+
+
+def _takes_empty_system(tokenizer: PreTrainedTokenizerBase, template: str) -> bool:
+    mentioned = "system" in template or "<|im_start|>" in template  # the published implementation's question
+    return mentioned and render_rows(tokenizer, template, [[_EMPTY_SYSTEM, *QUESTION]])[0][1] is None
+
+
+def _lost_turns(tokenizer: PreTrainedTokenizerBase, template: str) -> frozenset[str]:
+    """Kinds of turns of which nothing is left in the rendered text. One that fails is not lost: its rows will fail."""
+    rendered = render_rows(tokenizer, template, list(_PROBES.values()))
+    return frozenset(
+        kind for kind, (text, cause) in zip(_PROBES, rendered, strict=True) if cause is None and _MARK not in text
     )
 
 
@@ -210,9 +269,14 @@ def _user_header(tokenizer: PreTrainedTokenizerBase, template: str, turns: list[
     return between.partition(end)[2].lstrip() if end else between
 
 
-def head_text(tokenizer: PreTrainedTokenizerBase, chat: ChatFormat, system: list[Message]) -> str:
-    """What a rendered conversation begins with: BOS and the system turn, given or the template's default."""
-    text, cause = render_rows(tokenizer, chat.template, [[*system, {"role": "user", "content": _ASK}]])[0]
+def head_text(
+    tokenizer: PreTrainedTokenizerBase,
+    chat: ChatFormat,
+    system: list[Message],
+    arguments: Mapping[str, Any] | None = None,
+) -> str:
+    """What a rendered conversation begins with: BOS and the system turn, given or the template's default, and tools."""
+    text, cause = render_rows(tokenizer, chat.template, [[*system, *QUESTION]], [arguments or {}])[0]
     if cause is not None or _ASK not in text:
         return ""
     return text.split(_ASK, 1)[0].removesuffix(chat.user_header)
@@ -228,8 +292,7 @@ def barrier_token(tokenizer: PreTrainedTokenizerBase, template: str, *, add_gene
     Returns:
         The token's text; "" where there is none.
     """
-    question = [{"role": "user", "content": _ASK}]
-    after = render(tokenizer, template, [question], add_generation_prompt=add_generation_prompt)[0].rsplit(_ASK, 1)[-1]
+    after = render(tokenizer, template, [QUESTION], add_generation_prompt=add_generation_prompt)[0].rsplit(_ASK, 1)[-1]
     added = list(tokenizer.added_tokens_decoder.values())
     candidates = (token for token in added if token.content in after and not (token.normalized or token.single_word))
     safe = (

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Sequence
-from functools import cached_property
-from typing import TYPE_CHECKING
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from functools import cache, cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from simpo.data.chat import (
+    QUESTION,
     ChatFormat,
     barrier_token,
     head_text,
@@ -22,14 +24,40 @@ from simpo.data.chat import (
     render_rows,
     with_empty_system,
 )
-from simpo.data.schema import EMPTY_RESPONSE, PROMPT_DIFFERS, PROMPT_REWRITTEN, Message, Pair
-from simpo.data.truncate import TEXT_AFTER_END, TokenPair, truncate_paper, truncate_standard
-from simpo.errors import DataError
+from simpo.data.ids import TextEncoder
+from simpo.data.schema import (
+    EMPTY_RESPONSE,
+    PROMPT_DIFFERS,
+    PROMPT_REWRITTEN,
+    SYSTEM_ROLES,
+    TOO_LONG,
+    TURN_LOST,
+    Message,
+    Pair,
+)
+from simpo.data.truncate import (
+    SYSTEM_CUT,
+    TEXT_AFTER_END,
+    TURNS_CUT,
+    TokenPair,
+    cut_prompt,
+    truncate_paper,
+    truncate_standard,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from simpo.data.tokenize import TokenizeOptions
+
+
+class Rendered(NamedTuple):
+    """Texts of one pair: the prompt, and the prompt with each answer behind it. With a cause, it is dropped."""
+
+    prompt: str
+    chosen: str
+    rejected: str
+    cause: str | None
 
 
 class Encoder:
@@ -46,7 +74,7 @@ class Encoder:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, options: TokenizeOptions) -> None:
         self.tokenizer = tokenizer
         self.options = options
-        self.bos: int | None = tokenizer.bos_token_id
+        self.texts = TextEncoder(tokenizer)
         self._heads: dict[str, list[int]] = {}
 
     @cached_property
@@ -54,103 +82,93 @@ class Encoder:
         return inspect_template(self.tokenizer, own_template(self.tokenizer))
 
     @cached_property
-    def eos(self) -> int:
-        if self.tokenizer.eos_token_id is None:
-            raise DataError(
-                f"the tokenizer {self.tokenizer.name_or_path!r} has no EOS token, so an answer would have no end; "
-                "set its eos_token"
-            )
-        return int(self.tokenizer.eos_token_id)
-
-    @cached_property
-    def is_plain(self) -> bool:
-        """Whether a call of the tokenizer is its Rust library's and nothing else."""
-        from transformers import PreTrainedTokenizerFast
-
-        own, base = type(self.tokenizer), PreTrainedTokenizerFast
-        return issubclass(own, base) and own.__call__ is base.__call__ and own._encode_plus is base._encode_plus
-
-    @cached_property
     def barrier(self) -> str:
         """A special token between prompt and answer behind which a text can be tokenised alone; "" without one."""
-        if not self.is_plain or self.tokenizer.split_special_tokens:
+        if not self.texts.is_plain or self.tokenizer.split_special_tokens:
             return ""
         generating = self.options.tokenization == "standard"
         return barrier_token(self.tokenizer, self.chat.template, add_generation_prompt=generating)
 
-    @cached_property
-    def prefix(self) -> list[int]:
-        """The special tokens that the tokenizer itself puts before a text: BOS, or nothing."""
-        bare = self.encode(["a"])[0]
-        full: list[int] = self.tokenizer("a", verbose=False)["input_ids"]
-        starts = (at for at in range(len(full)) if full[at : at + len(bare)] == bare)
-        return full[: next(starts, 0)]
-
-    def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of texts, without special tokens that the texts do not hold."""
-        if not texts:
-            return []
-        if not self.is_plain:
-            # verbose=False: texts longer than the model's maximum are expected here, truncation follows
-            ids: list[list[int]] = self.tokenizer(
-                list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False
-            )["input_ids"]
-            return ids
-        # what that call does, without offsets and masks, which take a quarter of its time
-        backend = self.tokenizer.backend_tokenizer
-        backend.no_truncation()
-        backend.no_padding()
-        backend.encode_special_tokens = self.tokenizer.split_special_tokens
-        return [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
-
     def __call__(self, pairs: Sequence[Pair]) -> list[TokenPair | str]:
         """Token ids of each pair, truncated, or the cause for which it is dropped."""
-        paper = self.options.tokenization == "paper"
-        texts = [index for index, pair in enumerate(pairs) if pair.is_text]
-        chats = [index for index, pair in enumerate(pairs) if not pair.is_text]
+        if self.options.tokenization == "paper":
+            encode_texts, encode_chats = self._paper_texts, self._paper_chats
+        else:
+            encode_texts, encode_chats = self._standard_texts, self._standard_chats
         results: dict[int, TokenPair | str] = {}
-        encode_texts = self._paper_texts if paper else self._standard_texts
-        encode_chats = self._paper_chats if paper else self._standard_chats
-        results.update(zip(texts, encode_texts([pairs[index] for index in texts]), strict=True))
-        results.update(zip(chats, encode_chats([pairs[index] for index in chats]), strict=True))
-        return [self._finish(pairs[index], results[index]) for index in range(len(pairs))]
+        texts, chats = [], []
+        for index, pair in enumerate(pairs):
+            if pair.is_text:
+                texts.append(index)
+            elif lost := self._lost_turns(pair):
+                results[index] = f"{TURN_LOST}: {lost}"
+            else:
+                chats.append(index)
+        for at, encode in ((texts, encode_texts), (chats, encode_chats)):
+            if at:
+                results.update(zip(at, encode([pairs[index] for index in at]), strict=True))
+        return [self._finish(pair, results[index]) for index, pair in enumerate(pairs)]
+
+    def _lost_turns(self, pair: Pair) -> str:
+        """Kinds of turns of this pair that its template would leave out without a word."""
+        if not self.chat.loses:
+            return ""
+        prompt, chosen, rejected = pair.messages()
+        messages = [*prompt, *chosen, *rejected]
+        kinds = {message["role"] for message in messages if message.get("content", "").strip()}
+        kinds |= {"tool_calls" for message in messages if "tool_calls" in message}
+        return ", ".join(sorted(kinds & self.chat.loses))
 
     def _finish(self, pair: Pair, result: TokenPair | str) -> TokenPair | str:
         if isinstance(result, str):
             return result
         limits = self.options.max_length, self.options.max_prompt_length
+        if self.options.truncation == "drop":
+            return result.drop_cause() or (TOO_LONG if result.length > self.options.max_length else result)
         if self.options.tokenization == "paper":
             truncate_paper(result, *limits)
         else:
-            truncate_standard(result, *limits, lambda tokens: self._head_length(pair, tokens))
+            truncate_standard(result, *limits, lambda tokens, room: self._shorten(pair, tokens, room))
         return result.drop_cause() or result
 
     # standard
 
-    def _standard_texts(self, pairs: Sequence[Pair]) -> Iterable[TokenPair | str]:
-        for prompt, chosen, rejected in self._encode_columns([pair.texts() for pair in pairs]):
-            yield TokenPair(self._with_prefix(prompt), self._with_eos(chosen), self._with_eos(rejected))
+    def _standard_texts(self, pairs: Sequence[Pair]) -> list[TokenPair | str]:
+        texts = [pair.texts() for pair in pairs]
+        sides = self.texts.encode_sides([(prompt, prompt + a, prompt + b) for prompt, a, b in texts])
+        with_eos = self.texts.with_eos
+        return [TokenPair(self.texts.with_prefix(prompt), with_eos(a), with_eos(b)) for prompt, a, b in sides]
 
     def _standard_chats(self, pairs: Sequence[Pair]) -> list[TokenPair | str]:
-        if not pairs:
-            return []
-        prompts = [self._prompt_messages(pair) for pair in pairs]
-        full = [
-            [*prompt, *answer] for prompt, pair in zip(prompts, pairs, strict=True) for answer in pair.messages()[1:]
+        rows = self._whole_texts([self._prompt_messages(pair) for pair in pairs], pairs)
+        rewritten = [at for at, row in enumerate(rows) if row.cause == PROMPT_REWRITTEN]
+        plain = self._whole_texts([QUESTION] * len(rewritten), [pairs[at] for at in rewritten])
+        for at, row in zip(rewritten, plain, strict=True):
+            rows[at] = _with_answers_of(rows[at], row)
+        ended = [
+            ("", "", "") if row.cause else (row.prompt, self._answer_end(row.chosen), self._answer_end(row.rejected))
+            for row in rows
         ]
-        prompt_texts = self._render(prompts, add_generation_prompt=True)
-        full_texts = self._render(full)
-        causes: list[str | None] = []
-        whole: list[tuple[str, str, str]] = []
-        for (prompt, failure), chosen, rejected in zip(prompt_texts, full_texts[::2], full_texts[1::2], strict=True):
+        sides = self.texts.encode_sides(ended, self.barrier)
+        return [
+            row.cause or self._end_pair(prompt, responses)
+            for row, (prompt, *responses) in zip(rows, sides, strict=True)
+        ]
+
+    def _whole_texts(self, prompts: Sequence[list[Message]], pairs: Sequence[Pair]) -> list[Rendered]:
+        """Each prompt as it is when generating, and with the pair's answers behind it."""
+        arguments = [pair.arguments for pair in pairs]
+        columns = [self._render(prompts, arguments, add_generation_prompt=True)]
+        for side in (1, 2):
+            whole = [[*prompt, *pair.messages()[side]] for prompt, pair in zip(prompts, pairs, strict=True)]
+            columns.append(self._render(whole, arguments))
+        rows = []
+        for (prompt, failure), chosen, rejected in zip(*columns, strict=True):
             cause = failure or chosen[1] or rejected[1]
             if cause is None and not (chosen[0].startswith(prompt) and rejected[0].startswith(prompt)):
                 cause = PROMPT_REWRITTEN
-            causes.append(cause)
-            ends = self._answer_end(chosen[0]), self._answer_end(rejected[0])
-            whole.append(("", "", "") if cause else (prompt, *ends))
-        sides = zip(causes, *self._encode_sides(whole), strict=True)
-        return [cause or self._end_pair(prompt, responses) for cause, prompt, *responses in sides]
+            rows.append(Rendered(prompt, chosen[0], rejected[0], cause))
+        return rows
 
     def _answer_end(self, text: str) -> str:
         """Without an end-of-turn token there is only white space to take off: EOS is the end."""
@@ -158,51 +176,20 @@ class Encoder:
             return text.removesuffix(self.chat.after_answer) + self.chat.after_answer.rstrip()
         return text
 
-    def _encode_sides(self, texts: Sequence[tuple[str, str, str]]) -> tuple[list[list[int]], ...]:
-        """Ids of prompts, and of what both whole texts add to them: one prompt for both sides by construction."""
-        prompts, contexts, *wholes = zip(*self._encode_from_barrier(texts, self.barrier), strict=True)
-        sides: list[list[list[int]]] = []
-        for side, column in enumerate(wholes, start=1):
-            responses = [full[len(context) :] for context, full in zip(contexts, column, strict=True)]
-            # where tokens merge across the boundary both parts are tokenised alone, as the prompt is when generating
-            merged = [at for at, full in enumerate(column) if full[: len(contexts[at])] != contexts[at]]
-            alone = self._encode_continuations([texts[at][side][len(texts[at][0]) :] for at in merged])
-            for at, ids in zip(merged, alone, strict=True):
-                responses[at] = ids
-            sides.append(responses)
-        return (list(prompts), *sides)
-
-    def _encode_continuations(self, texts: list[str]) -> list[list[int]]:
-        """Ids of texts that stand behind something else.
-
-        Tokenizers of the SentencePiece kind put a space before a text's first word. Behind an anchor they do not; an
-        anchor serves where it does not merge with the text.
-        """
-        results: dict[int, list[int]] = {}
-        for anchor in ("\n", ":", self.tokenizer.eos_token or "."):
-            rest = [at for at in range(len(texts)) if at not in results]
-            head, *anchored = self.encode([anchor, *(anchor + texts[at] for at in rest)])
-            results.update(
-                (at, ids[len(head) :]) for at, ids in zip(rest, anchored, strict=True) if ids[: len(head)] == head
-            )
-        rest = [at for at in range(len(texts)) if at not in results]
-        results.update(zip(rest, self.encode([texts[at] for at in rest]), strict=True))
-        return [results[at] for at in range(len(texts))]
-
     def _end_pair(self, prompt: list[int], responses: list[list[int]]) -> TokenPair | str:
         """A pair whose responses end right after their first end-of-turn token, or with EOS where there is none."""
         ended, cut = [], False
         for response in responses:
             end = self._end_of_answer(response)
             if end is None:
-                response = self._with_eos(response)
+                response = self.texts.with_eos(response)
             else:
                 cut |= len(response) - end - 1 > self.chat.trailing_ids
                 response = response[: end + 1]
             if len(response) == 1:
                 return EMPTY_RESPONSE
             ended.append(response)
-        pair = TokenPair(self._with_prefix(prompt), *ended)
+        pair = TokenPair(self.texts.with_prefix(prompt), *ended)
         if cut:
             pair.cuts.append(TEXT_AFTER_END)
         return pair
@@ -211,23 +198,64 @@ class Encoder:
         end = self.chat.end_of_turn
         return response.index(end) if end is not None and end in response else None
 
-    def _with_prefix(self, ids: list[int]) -> list[int]:
-        """Exactly one BOS, whoever writes it: the tokenizer, the template, or both."""
-        while self.bos is not None and ids[:2] == [self.bos, self.bos]:
-            ids = ids[1:]
-        return ids if ids[: len(self.prefix)] == self.prefix else self.prefix + ids
+    # standard: prompts that are too long
 
-    def _head_length(self, pair: Pair, tokens: TokenPair) -> tuple[int, int]:
-        """Tokens of BOS, and of BOS and system turn, at the start of a prompt."""
-        bos = int(tokens.prompt[:1] == [self.bos])
+    def _shorten(self, pair: Pair, tokens: TokenPair, room: int) -> None:
+        """Leave out the oldest turns; what still does not fit loses tokens on its left, behind BOS and system turn."""
+        bos = int(tokens.prompt[:1] == [self.texts.bos])
         if pair.is_text:
-            return bos, bos
-        system = [message for message in self._prompt_messages(pair)[:1] if message["role"] in ("system", "developer")]
-        key = json.dumps(system, sort_keys=True, default=str)
+            cut_prompt(tokens, room, bos)
+            return
+        messages = self._prompt_messages(pair)
+        first = int(messages[0]["role"] in SYSTEM_ROLES)
+        system, turns = messages[:first], messages[first:]
+        last = self._leave_turns_out(tokens, room, system, turns, pair.arguments)
+        if len(tokens.prompt) <= room:
+            return
+        # a system turn that leaves no room for the question is worth less than the question
+        most = max(bos, room // 2)
+        head = self._head_length(tokens.prompt, system, pair.arguments)
+        if head > most:
+            tokens.cuts.append(SYSTEM_CUT)
+            if system:
+                tokens.prompt = self._prompt_ids(last, pair.arguments) or tokens.prompt
+                head = self._head_length(tokens.prompt, [], pair.arguments)
+        cut_prompt(tokens, room, head if head <= most else bos)
+
+    def _leave_turns_out(
+        self, tokens: TokenPair, room: int, system: list[Message], turns: list[Message], arguments: Mapping[str, Any]
+    ) -> list[Message]:
+        """Take as few of the oldest turns away as make the prompt fit, or all but the last, which is returned.
+
+        A turn is a user message and what follows it up to the next one.
+        """
+        starts = [at for at, message in enumerate(turns) if message["role"] == "user"]
+
+        @cache
+        def without(number: int) -> list[int]:
+            return self._prompt_ids([*system, *turns[starts[number] :]], arguments) or tokens.prompt
+
+        if len(starts) > 1:
+            fits = bisect_left(range(1, len(starts) - 1), True, key=lambda number: len(without(number)) <= room)
+            shorter = without(1 + fits)
+            if len(shorter) < len(tokens.prompt):
+                tokens.prompt = shorter
+                tokens.cuts.append(TURNS_CUT)
+        return turns[starts[-1] :]
+
+    def _prompt_ids(self, messages: list[Message], arguments: Mapping[str, Any]) -> list[int]:
+        """Ids of a prompt; none where the template refuses it."""
+        text, cause = self._render([messages], [arguments], add_generation_prompt=True)[0]
+        return [] if cause else self.texts.with_prefix(self.texts.encode([text])[0])
+
+    def _head_length(self, prompt: list[int], system: list[Message], arguments: Mapping[str, Any]) -> int:
+        """Tokens of BOS, system turn and tools at the start of a prompt."""
+        key = json.dumps([system, arguments], default=str)
         if key not in self._heads:
-            self._heads[key] = self._with_prefix(self.encode([head_text(self.tokenizer, self.chat, system)])[0])
-        same = itertools.takewhile(lambda both: both[0] == both[1], zip(self._heads[key], tokens.prompt, strict=False))
-        return bos, max(bos, sum(1 for _ in same))
+            text = head_text(self.tokenizer, self.chat, system, arguments)
+            self._heads[key] = self.texts.with_prefix(self.texts.encode([text])[0])
+        same = itertools.takewhile(lambda both: both[0] == both[1], zip(self._heads[key], prompt, strict=False))
+        return max(int(prompt[:1] == [self.texts.bos]), sum(1 for _ in same))
 
     # paper
 
@@ -235,10 +263,11 @@ class Encoder:
         return self._paper_ids([pair.texts() for pair in pairs], barrier="")
 
     def _paper_chats(self, pairs: Sequence[Pair]) -> list[TokenPair | str]:
-        if not pairs:
-            return []
-        prompts = self._render([self._prompt_messages(pair) for pair in pairs])
-        sides = [self._render([pair.messages()[side] for pair in pairs]) for side in (1, 2)]
+        arguments = [pair.arguments for pair in pairs]
+        prompts = self._render([self._prompt_messages(pair) for pair in pairs], arguments)
+        # tools belong to the prompt: before an answer alone, templates would write them once more
+        rest = [{key: value for key, value in given.items() if key != "tools"} for given in arguments]
+        sides = [self._render([pair.messages()[side] for pair in pairs], rest) for side in (1, 2)]
         bos = str(self.tokenizer.bos_token or "")
         columns = list(zip(prompts, *sides, strict=True))
         texts = [
@@ -250,7 +279,7 @@ class Encoder:
 
     def _paper_ids(self, texts: Sequence[tuple[str, str, str]], barrier: str) -> list[TokenPair | str]:
         whole = [(prompt, prompt + chosen, prompt + rejected) for prompt, chosen, rejected in texts]
-        return [self._paper_pair(*ids) for ids in self._encode_from_barrier(whole, barrier)]
+        return [self._paper_pair(*ids) for ids in self.texts.encode_from_barrier(whole, barrier)]
 
     def _paper_pair(
         self, prompt: list[int], context: list[int], chosen: list[int], rejected: list[int]
@@ -262,37 +291,44 @@ class Encoder:
                 return PROMPT_DIFFERS
             side = prompt[: len(prompt) - len(context)] + full[:start]
             # the published code puts BOS wherever it is missing, and fails on tokenizers without one
-            prompts.append(side if self.bos is None or side[:1] == [self.bos] else [self.bos, *side])
-            responses.append(self._with_eos(full[start:]))
+            bos = self.texts.bos
+            prompts.append(side if bos is None or side[:1] == [bos] else [bos, *side])
+            responses.append(self.texts.with_eos(full[start:]))
         # the published code lets one side keep a token that merged on the other: that is no shared prompt
         return TokenPair(prompts[0], *responses) if prompts[0] == prompts[1] else PROMPT_DIFFERS
 
     # both
 
-    def _with_eos(self, ids: list[int]) -> list[int]:
-        return ids if ids and ids[-1] == self.eos else [*ids, self.eos]
-
     def _prompt_messages(self, pair: Pair) -> list[Message]:
         messages = pair.messages()[0]
-        return with_empty_system(messages, self.chat.template) if self.options.add_empty_system else messages
+        return with_empty_system(messages, self.chat) if self.options.add_empty_system else messages
 
     def _render(
-        self, conversations: list[list[Message]], *, add_generation_prompt: bool = False
+        self,
+        conversations: Sequence[list[Message]],
+        arguments: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = False,
     ) -> list[tuple[str, str | None]]:
         return render_rows(
-            self.tokenizer, self.chat.template, conversations, add_generation_prompt=add_generation_prompt
+            self.tokenizer,
+            self.chat.template,
+            list(conversations),
+            arguments,
+            add_generation_prompt=add_generation_prompt,
         )
 
-    def _encode_from_barrier(self, rows: Sequence[tuple[str, str, str]], barrier: str) -> list[tuple[list[int], ...]]:
-        """Ids of prompts; then of what follows the prompt's last barrier, in the prompt and in both whole texts."""
-        parts = []
-        for prompt, *wholes in rows:
-            start = max(prompt.rfind(barrier), 0) if barrier else 0
-            parts.append((prompt, prompt[start:], *(whole[start:] for whole in wholes)))
-        return self._encode_columns(parts)
 
-    def _encode_columns(self, rows: Sequence[tuple[str, ...]]) -> list[tuple[list[int], ...]]:
-        """Ids of the texts of each row; one call, since fast tokenizers work through a batch in parallel."""
-        texts = list(dict.fromkeys(itertools.chain.from_iterable(rows)))
-        ids = dict(zip(texts, self.encode(texts), strict=True))
-        return [tuple(ids[text] for text in row) for row in rows]
+def _with_answers_of(row: Rendered, plain: Rendered) -> Rendered:
+    """A row whose prompt the template writes otherwise once an answer follows, with that answer behind the prompt.
+
+    Such templates put the system turn into the last user turn, or leave tools out before an earlier one. What the model
+    is given is the prompt as it is when generating; an answer is taken as it stands behind a plain question, provided
+    that it stands so in its own conversation too.
+    """
+    if plain.cause:
+        return row
+    chosen, rejected = plain.chosen[len(plain.prompt) :], plain.rejected[len(plain.prompt) :]
+    if not (row.chosen.endswith(chosen) and row.rejected.endswith(rejected)):
+        return row
+    return Rendered(row.prompt, row.prompt + chosen, row.prompt + rejected, None)

@@ -1,271 +1,223 @@
-"""Sources to one training and one evaluation set of raw rows: splits, fractions, mixing, holding out."""
+"""Sources to one training and one evaluation set of raw rows, with an account of what was taken and what left out."""
 
 from __future__ import annotations
 
-import json
-import logging
-import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
-from datasets import Dataset, DatasetDict, Features, Json, List, ReadInstruction, Value, concatenate_datasets
+from datasets import Dataset
 
-from simpo.data.schema import RAW_COLUMNS, TOKEN_COLUMNS, check_columns, normalise
-from simpo.data.sources import open_source
+from simpo.data.columns import concatenate, take_columns
+from simpo.data.config import DataConfig
+from simpo.data.duplicates import Ints, first_with_key, row_keys
+from simpo.data.minhash import near_duplicates
+from simpo.data.mix import draw, held_out, some, weighted
+from simpo.data.sources import Purpose, open_source, split_source
 from simpo.data.tokenize import is_tokenized
 from simpo.errors import ConfigError, DataError
 
-logger = logging.getLogger(__name__)
+DUPLICATE = "duplicate of an earlier row"
+NEAR_DUPLICATE = "nearly a duplicate of an earlier row"
 
-DEFAULT_SPLITS = ["train", "test"]
-Purpose = Literal["train", "eval"]
-
-
-class DataSettings(Protocol):
-    """What `load_datasets` reads of the run's data settings (`simpo.config.DataConfig`)."""
-
-    dataset_mixer: dict[str, float] | None
-    dataset_splits: list[str] | None
-    dataset_configs: list[str | None] | None
-    eval_dataset_mixer: dict[str, float] | None
-    dataset_name: str | None
-    test_size: float
-    max_train_samples: int | None
-    max_eval_samples: int | None
+_EXAMPLES = 5
 
 
-class RawData(NamedTuple):
-    """Rows for training and for evaluation; None where there are none."""
+@dataclass(frozen=True)
+class Taken:
+    """What was taken of one split of one source.
 
-    train: Dataset | None
+    Args:
+        where: its name.
+        there: rows that it has.
+        rows: numbers of the rows that were taken, from 0; None for all.
+        weight: how often each is seen in an epoch.
+    """
+
+    where: str
+    there: int
+    rows: Ints | None
+    weight: float = 1.0
+
+    @property
+    def size(self) -> int:
+        """Rows that were taken."""
+        return self.there if self.rows is None else len(self.rows)
+
+
+@dataclass
+class LoadReport:
+    """What became of the training rows of the sources: those taken are total = kept + held out + dropped.
+
+    Args:
+        taken: what was taken of each source, in their order.
+        kept: rows that train, each counted once.
+        held_out: rows held out for evaluation.
+        dropped: cause -> rows left out.
+        examples: cause -> the first five: (row, the earlier row), numbered through all that was taken.
+        seen: rows of the training set: those kept, repeated by weight, and at most max_train_samples.
+        numbers: of each row of the training set, its number among all that was taken.
+    """
+
+    taken: list[Taken]
+    kept: int = 0
+    held_out: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
+    seen: int = 0
+    numbers: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64), repr=False, compare=False)
+
+    @property
+    def total(self) -> int:
+        """Rows taken of all sources."""
+        return sum(part.size for part in self.taken)
+
+    def place(self, row: int) -> str:
+        """Source and row number (from 0) of a row of those taken."""
+        for part in self.taken:
+            if row < part.size:
+                return f"{part.where} row {row if part.rows is None else part.rows[row]}"
+            row -= part.size
+        raise IndexError(row)
+
+    def origin(self, row: int) -> str:
+        """Source and row number (from 0) of a row of the training set."""
+        return self.place(int(self.numbers[row]))
+
+    def lines(self) -> list[str]:
+        """The account for people; nothing where every row of every source trains once."""
+        lines = []
+        for part in self.taken:
+            if part.rows is not None or part.weight != 1:
+                weight = f", each seen {part.weight:g} times an epoch" if part.weight != 1 else ""
+                lines.append(f"  {part.where}: {part.size} of {part.there} rows{weight}")
+        for cause, count in self.dropped.items():
+            pairs = "; ".join(f"{self.place(row)} = {self.place(first)}" for row, first in self.examples[cause])
+            more = "; ..." if count > _EXAMPLES else ""
+            lines.append(f"  dropped {count}: {cause} ({pairs}{more}): deduplicate: off keeps them")
+        if self.held_out:
+            lines.append(f"  held out {self.held_out} for evaluation, with all rows of their prompts")
+        if self.seen != self.kept and all(part.weight == 1 for part in self.taken):
+            lines.append(f"  max_train_samples takes {self.seen} of {self.kept}")
+        return [f"sources: {self.seen} training rows of {self.total}", *lines] if lines else []
+
+
+class Loaded(NamedTuple):
+    """Rows for training, rows for evaluation or None, and the account of the training rows."""
+
+    train: Dataset
     evaluation: Dataset | None
+    report: LoadReport
 
 
-def load_datasets(settings: DataSettings, seed: int = 42) -> tuple[Dataset, Dataset | None]:
+def load_datasets(settings: DataConfig, seed: int = 42, num_proc: int | None = None) -> tuple[Dataset, Dataset | None]:
+    """Training rows and evaluation rows or None: `load_mix` without its account."""
+    return load_mix(settings, seed, num_proc)[:2]
+
+
+def load_mix(settings: DataConfig, seed: int = 42, num_proc: int | None = None) -> Loaded:
     """Read, mix and split everything that a run's settings name.
 
     Args:
         settings: the run's data settings.
         seed: of every draw; the same seed gives the same rows in the same order.
+        num_proc: processes that compare rows, where that is asked for; None for this one.
 
     Returns:
-        Training rows and evaluation rows or None, in the order of the sources. Rows are raw (`prompt`,
-        `chosen`, `rejected`), or token ids where the sources hold them.
+        Training rows and evaluation rows or None, in the order of the sources and of their rows, so that a row can be
+        found in its file (steps draw their pairs from a seeded permutation). Rows are raw (`prompt`, `chosen`,
+        `rejected`, `tools`, `chat_template_kwargs`), or token ids where the sources hold them.
 
     Raises:
         ConfigError: settings contradict each other.
         DataError: a source, split or column is missing, or a file cannot be read.
     """
-    mixer = settings.dataset_mixer or ({settings.dataset_name: 1.0} if settings.dataset_name else None)
+    mixer = settings.dataset_mixer
     if not mixer:
         raise ConfigError("no training data: set dataset_mixer ({source: fraction}) or dataset_name")
-    purposes: tuple[Purpose, ...] = ("train",) if settings.eval_dataset_mixer else ("train", "eval")
-    # Steps draw their pairs from a seeded permutation anyway; in file order, a row's number can be found in its file.
-    train, evaluation = load_raw(
-        mixer,
-        splits=settings.dataset_splits,
-        configs=settings.dataset_configs,
-        seed=seed,
-        shuffle=settings.max_train_samples is not None,
-        purposes=purposes,
-    )
+    found = _read(settings, mixer, ("train",) if settings.eval_dataset_mixer else ("train", "eval"), seed)
     if settings.eval_dataset_mixer:
-        evaluation = load_raw(
-            settings.eval_dataset_mixer, splits=settings.dataset_splits, seed=seed, purposes=("eval",)
-        ).evaluation
-    if train is None:
+        found |= _read(settings, settings.eval_dataset_mixer, ("eval",), seed)
+    if "train" not in found:
         raise DataError(f"no training rows: no split of dataset_splits {settings.dataset_splits} has train in its name")
-    if settings.test_size:
-        if evaluation is not None:
-            raise ConfigError(
-                f"test_size: {settings.test_size} and an evaluation source ({len(evaluation)} rows) are both given; "
-                "set test_size: 0 to use the source, or dataset_splits: [train] to hold out training prompts"
-            )
-        train, evaluation = hold_out(train, settings.test_size, seed)
-    train = _at_most(train, settings.max_train_samples)
-    if evaluation is not None and settings.max_eval_samples and settings.max_eval_samples < len(evaluation):
-        evaluation = _at_most(evaluation.shuffle(seed=seed), settings.max_eval_samples)
-    return train, evaluation
-
-
-def load_raw(
-    mixer: Mapping[str, float],
-    *,
-    splits: Sequence[str] | None = None,
-    configs: Sequence[str | None] | None = None,
-    seed: int = 42,
-    shuffle: bool = True,
-    purposes: Sequence[Purpose] = ("train", "eval"),
-) -> RawData:
-    """Read and mix sources.
-
-    Args:
-        mixer: source -> fraction in (0, 1] of its rows; of a source with splits it cuts only those that train, unless
-            `purposes` is only "eval".
-        splits: splits to read; "train" in the name: for training; "test", "eval" or "validation": for evaluation. None
-            or the default `[train, test]` takes the test split only from sources that have one.
-        configs: one configuration name or None per source.
-        seed: of the draw of a fraction and of the final shuffle of training rows.
-        shuffle: shuffle the training rows; needed only where a part of the mix is taken.
-        purposes: what is wanted. A source without splits is training data, unless only evaluation data are wanted.
-
-    Raises:
-        ConfigError: a fraction out of bounds, a wrong number of configs, or a split name that tells no purpose.
-        DataError: a source, split or column is missing, or a file cannot be read.
-    """
-    names = list(configs) if configs else [None] * len(mixer)
-    if len(names) != len(mixer):
-        raise ConfigError(f"dataset_configs has {len(names)} entries for {len(mixer)} sources; write one per source")
-    parts: dict[Purpose, list[tuple[str, Dataset]]] = {"train": [], "eval": []}
-    for (source, fraction), config in zip(mixer.items(), names, strict=True):
-        if isinstance(fraction, bool) or not isinstance(fraction, int | float) or not 0 < fraction <= 1:
-            raise ConfigError(f"{source}: fraction {fraction!r} must be above 0 and at most 1")
-        for purpose, where, data in _parts_of(source, config, splits, purposes):
-            cut = fraction < 1 and (purpose == "train" or "train" not in purposes)
-            data = _keep_columns(data, where)
-            if cut:
-                data = data.shuffle(seed=seed).select(range(max(1, int(fraction * len(data)))))
-            parts[purpose].append((where, data))
-    train, evaluation = (_concatenate(parts[purpose]) for purpose in ("train", "eval"))
-    return RawData(train.shuffle(seed=seed) if train is not None and shuffle else train, evaluation)
-
-
-def _parts_of(
-    source: str, config: str | None, splits: Sequence[str] | None, purposes: Sequence[Purpose]
-) -> list[tuple[Purpose, str, Dataset]]:
-    """The wanted splits of one source, each with its purpose and its name for messages."""
-    data = open_source(source, config)
-    if isinstance(data, Dataset):
-        return [(purposes[0], source, data)]
-    default = splits is None or list(splits) == DEFAULT_SPLITS
-    parts: list[tuple[Purpose, str, Dataset]] = []
-    for split in DEFAULT_SPLITS if splits is None else splits:
-        purpose = _purpose(split)
-        if purpose not in purposes:
-            continue
-        if default and split not in data and (purpose == "eval" and "train" in purposes):
-            logger.info("%s has no split %s: it is not evaluated on", source, split)
-            continue
-        parts.append((purpose, f"{source} [{split}]", _take_split(data, split, source)))
-    if not parts and list(purposes) == ["eval"]:
-        raise DataError(
-            f"{source}: dataset_splits {list(splits or [])} names no evaluation split; add one of {', '.join(data)}"
+    pool, report = found["train"]
+    evaluation = found["eval"][0] if "eval" in found else None
+    if settings.test_size and evaluation is not None:
+        raise ConfigError(
+            f"test_size: {settings.test_size} and an evaluation source ({len(evaluation)} rows) are both given; "
+            "set test_size: 0 to use the source, or dataset_splits: [train] to hold out training prompts"
         )
-    return parts
+    rows, held = _divide(pool, settings, report, seed, num_proc)
+    if len(held):
+        evaluation = pool.select(held)
+    if evaluation is not None and settings.max_eval_samples:
+        evaluation = _select(evaluation, some(np.arange(len(evaluation)), settings.max_eval_samples, seed))
+    return Loaded(_select(pool, rows), evaluation, report)
 
 
-def _purpose(split: str) -> Purpose:
-    name = re.split(r"[\[+]", split)[0].lower()
-    if "train" in name:
-        return "train"
-    if any(word in name for word in ("test", "eval", "validation")):
-        return "eval"
-    raise ConfigError(
-        f"dataset_splits: {split!r} does not tell whether it trains or evaluates; "
-        "a split's name must contain train, or one of test, eval and validation"
-    )
-
-
-def _take_split(data: DatasetDict, split: str, source: str) -> Dataset:
-    """A split by name, or a slice of it in the notation of `datasets` (train[:10%])."""
-    if split in data:
-        return data[split]
-    try:
-        slices = ReadInstruction.from_spec(split).to_absolute({name: len(part) for name, part in data.items()})
-        return concatenate_datasets([data[part.splitname].select(range(part.from_, part.to)) for part in slices])
-    except (ValueError, AssertionError) as error:
-        raise DataError(
-            f"{source}: no split {split!r}; it has {', '.join(data)}: name these in dataset_splits"
-        ) from error
-
-
-def _keep_columns(data: Dataset, where: str) -> Dataset:
-    if not len(data):
-        raise DataError(f"{where}: holds no rows")
-    if is_tokenized(data):
-        return data.select_columns(list(TOKEN_COLUMNS))
-    check_columns(data.features, where)
-    return data.select_columns([column for column in RAW_COLUMNS if column in data.features])
-
-
-def _concatenate(parts: list[tuple[str, Dataset]]) -> Dataset | None:
-    """One data set of all parts; columns that differ in type are brought to JSON first, which holds either form."""
-    if not parts:
-        return None
-    if len({is_tokenized(data) for _, data in parts}) > 1:
-        raise DataError(
-            f"token ids and raw rows cannot be mixed: {', '.join(where for where, _ in parts)}; use one of the two"
+def _read(
+    settings: DataConfig, mixer: Mapping[str, float], purposes: Sequence[Purpose], seed: int
+) -> dict[Purpose, tuple[Dataset, LoadReport]]:
+    """The rows of all sources by purpose; amounts cut only those that train, unless only evaluation is wanted."""
+    parts: dict[Purpose, list[tuple[Taken, Dataset]]] = {}
+    for source, amount in mixer.items():
+        opened = open_source(source, settings.config_of(source))
+        for purpose, where, data in split_source(opened, source, settings.dataset_splits, purposes):
+            data = take_columns(data, where, settings.columns_of(source))
+            rows = draw(amount, len(data), seed, where) if purpose == purposes[0] else None
+            weight = (settings.dataset_weights or {}).get(source, 1.0) if purpose == "train" else 1.0
+            taken = Taken(where, len(data), rows, weight)
+            parts.setdefault(purpose, []).append((taken, data if rows is None else data.select(rows)))
+    return {
+        purpose: (
+            concatenate([data for _, data in found], [taken.where for taken, _ in found]),
+            LoadReport([taken for taken, _ in found]),
         )
-    members = [data for _, data in parts]
-    if any(data.features != members[0].features for data in members):
-        if is_tokenized(members[0]):
-            members = [data.cast(Features(dict.fromkeys(TOKEN_COLUMNS, List(Value("int64"))))) for data in members]
+        for purpose, found in parts.items()
+    }
+
+
+def _divide(
+    pool: Dataset, settings: DataConfig, report: LoadReport, seed: int, num_proc: int | None
+) -> tuple[Ints, Ints]:
+    """Rows that train, repeated by weight, and rows held out; the report is filled in."""
+    exact = settings.deduplicate == "exact"
+    keys = row_keys(pool, num_proc) if exact or settings.test_size else None
+    rows = np.arange(len(pool))
+    if settings.deduplicate != "off":
+        if exact:
+            assert keys is not None
+            earlier = first_with_key(keys.pair)
         else:
-            members = [_as_json(data) for data in members]
-    return members[0] if len(members) == 1 else concatenate_datasets(members)
+            earlier = _near(pool, num_proc)
+        repeated = np.flatnonzero(earlier >= 0)
+        if len(repeated):
+            cause = DUPLICATE if exact else NEAR_DUPLICATE
+            report.dropped[cause] = len(repeated)
+            report.examples[cause] = [(int(row), int(earlier[row])) for row in repeated[:_EXAMPLES]]
+        rows = rows[earlier < 0]
+    held = rows[:0]
+    if settings.test_size:
+        assert keys is not None
+        mask = held_out(keys.prompt[rows], settings.test_size, seed)
+        rows, held = rows[~mask], rows[mask]
+    report.kept, report.held_out = len(rows), len(held)
+    weights = [part.weight for part in report.taken]
+    if any(weight != 1 for weight in weights):
+        rows = weighted(rows, [part.size for part in report.taken], weights, seed)
+    if settings.max_train_samples:
+        rows = some(rows, settings.max_train_samples, seed)
+    report.seen, report.numbers = len(rows), rows
+    return rows, held
 
 
-def _as_json(data: Dataset) -> Dataset:
-    return data.map(
-        _all_columns,
-        batched=True,
-        remove_columns=data.column_names,
-        features=Features(dict.fromkeys(RAW_COLUMNS, Json())),
-        desc="Aligning columns",
-    )
+def _near(pool: Dataset, num_proc: int | None) -> Ints:
+    if is_tokenized(pool):
+        raise ConfigError("deduplicate: near compares texts, and the sources hold token ids; write exact, or off")
+    return near_duplicates(pool, num_proc=num_proc)
 
 
-def _all_columns(batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-    size = len(batch["chosen"])
-    return {column: batch[column] if column in batch else [None] * size for column in RAW_COLUMNS}
-
-
-def hold_out(data: Dataset, test_size: float, seed: int) -> tuple[Dataset, Dataset]:
-    """Split by prompt: no prompt is on both sides, however many pairs share it.
-
-    Args:
-        data: raw or tokenised rows.
-        test_size: distinct prompts to hold out: a fraction below 1, or a count.
-        seed: of the draw.
-
-    Returns:
-        The rows that train, and the rows held out.
-
-    Raises:
-        DataError: fewer than one prompt would be left on a side.
-    """
-    keys = data.map(
-        _prompt_keys, batched=True, remove_columns=data.column_names, features=Features({"key": Value("string")})
-    )["key"][:]
-    prompts = list(dict.fromkeys(key for key in keys if key is not None))
-    count = round(test_size * len(prompts)) if test_size < 1 else int(test_size)
-    if not 0 < count < len(prompts):
-        raise DataError(
-            f"test_size: {test_size} holds out {count} of {len(prompts)} distinct prompts; "
-            "choose a fraction or a count that holds out at least 1 and leaves at least 1"
-        )
-    order = np.random.default_rng(seed).permutation(len(prompts))
-    held = {prompts[index] for index in order[:count]}
-    mask = np.fromiter((key in held for key in keys), dtype=bool, count=len(data))
-    return data.select(np.flatnonzero(~mask)), data.select(np.flatnonzero(mask))
-
-
-def _prompt_keys(batch: Mapping[str, list[Any]]) -> dict[str, list[str | None]]:
-    """What makes two prompts the same: roles and texts, without white space around them; None for unusable rows."""
-    if "prompt_ids" in batch:
-        return {"key": [json.dumps(ids) for ids in batch["prompt_ids"]]}
-    columns = _all_columns(batch)
-    keys: list[str | None] = []
-    for values in zip(*columns.values(), strict=True):
-        pair = normalise(dict(zip(columns, values, strict=True)))
-        if isinstance(pair, str):
-            keys.append(None)
-            continue
-        turns = [{"role": "user", "content": pair.prompt}] if isinstance(pair.prompt, str) else pair.prompt
-        keys.append(json.dumps([(turn["role"], str(turn.get("content", "")).strip()) for turn in turns]))
-    return {"key": keys}
-
-
-def _at_most(data: Dataset, limit: int | None) -> Dataset:
-    return data if limit is None or limit >= len(data) else data.select(range(limit))
+def _select(data: Dataset, rows: Ints) -> Dataset:
+    """Those rows; the data set itself where they are all of its rows, as that is faster to read."""
+    return data if np.array_equal(rows, np.arange(len(data))) else data.select(rows)

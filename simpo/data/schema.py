@@ -5,11 +5,14 @@ Formats (those of TRL):
     messages          prompt, chosen and rejected are lists of messages {"role": ..., "content": ...}
     conversations     chosen and rejected are whole conversations; the prompt is what they share
     UltraFeedback     conversations with the prompt repeated as a text beside them; the conversations win
-Other columns are ignored. A row that cannot be trained on becomes a cause (one of `DROP_CAUSES`), never an error.
+Beside messages a row may hold what its chat template is given: `tools` (a list of JSON schemas) and
+`chat_template_kwargs` (a mapping), each as it is or as JSON text. Other columns are ignored.
+A row that cannot be trained on becomes a cause (one of `DROP_CAUSES`), never an error.
 """
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
 from datasets import Features, Json, LargeList, List, Value
@@ -20,11 +23,13 @@ Message = dict[str, Any]
 Content = str | list[Message]
 
 RAW_COLUMNS = ("prompt", "chosen", "rejected")
+TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
 TOKEN_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids")
 
 MISSING_FIELD = "chosen or rejected is missing"
 NO_PROMPT = "no prompt"
 MALFORMED = "malformed messages"
+MALFORMED_TOOLS = "malformed tools or chat_template_kwargs"
 UNKNOWN_ROLE = "unknown role"
 ROLE_ORDER = "roles out of order"
 EARLY_SPLIT = "conversations differ before the last turn"
@@ -32,7 +37,9 @@ EMPTY_RESPONSE = "empty response"
 EQUAL = "chosen equals rejected"
 # found while rendering and tokenising
 TEMPLATE_FAILS = "template fails"
+TURN_LOST = "template leaves a turn out"
 PROMPT_REWRITTEN = "template rewrites the prompt"
+TOO_LONG = "longer than max_length"
 EQUAL_AFTER_CUT = "responses equal once truncated"
 PROMPT_DIFFERS = "prompt differs between sides"
 
@@ -40,18 +47,25 @@ DROP_CAUSES: dict[str, str] = {
     MISSING_FIELD: "fill both columns in these rows",
     NO_PROMPT: "give each row a prompt, or whole conversations that start with the same user turn on both sides",
     MALFORMED: 'write every message as {"role": ..., "content": text}, and all three columns of a row in one form',
+    MALFORMED_TOOLS: "write tools as a list of JSON schemas and chat_template_kwargs as a mapping, or their JSON text",
     UNKNOWN_ROLE: "rename the roles to system, user, assistant or tool",
     ROLE_ORDER: "system first if at all, then user and assistant in turn; the prompt ends before the assistant's turn",
     EARLY_SPLIT: "keep one answer on each side: both conversations must be the same up to their last message",
     EMPTY_RESPONSE: "remove these rows, or generate their answers again",
     EQUAL: "remove these rows: they carry no preference",
     TEMPLATE_FAILS: "change the rows, or set chat_template to one that accepts them (after the colon: its own message)",
-    PROMPT_REWRITTEN: "set chat_template to one that renders the prompt the same with and without an answer after it",
+    TURN_LOST: "set chat_template to one that writes such turns, or remove them (after the colon: which)",
+    PROMPT_REWRITTEN: (
+        "set chat_template to one whose generation prompt is how it begins an answer; where answers hold <think>, "
+        "leave enable_thinking: false out of chat_template_kwargs"
+    ),
+    TOO_LONG: "raise max_length, or set truncation: cut",
     EQUAL_AFTER_CUT: "raise max_length",
     PROMPT_DIFFERS: "use tokenization: standard",
 }
 """Why a row is dropped -> what to do about it."""
 
+SYSTEM_ROLES = ("system", "developer")
 _ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 _NEXT_ROLES = {
     "": {"system", "developer", "user"},
@@ -63,13 +77,21 @@ _NEXT_ROLES = {
 }
 
 
+# what makes two messages the same; notes beside them (scores, ids) may differ between the sides
+_CONTENT_KEYS = ("role", "content", "tool_calls", "reasoning_content", "thinking", "reasoning")
+
+
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One preference: either three texts, or a list of messages and two answers of one assistant message each."""
+    """One preference: either three texts, or a list of messages and two answers of one assistant message each.
+
+    `arguments` is what the chat template is given beside messages: `tools`, and what `chat_template_kwargs` holds.
+    """
 
     prompt: Content
     chosen: Content
     rejected: Content
+    arguments: dict[str, Any] = field(default_factory=dict)
 
     @property
     def is_text(self) -> bool:
@@ -88,7 +110,7 @@ def normalise(row: Mapping[str, Any]) -> Pair | str:
     """Bring one row to a `Pair`.
 
     Args:
-        row: the columns of one row; `prompt` may be absent or None.
+        row: the columns of one row; all but `chosen` and `rejected` may be absent or None.
 
     Returns:
         The pair, or the cause for which the row cannot be trained on (a key of `DROP_CAUSES`).
@@ -114,7 +136,14 @@ def normalise(row: Mapping[str, Any]) -> Pair | str:
         shared = _shared_length(chosen_messages, rejected_messages)
         prompt_messages = chosen_messages[:shared]
         chosen_messages, rejected_messages = chosen_messages[shared:], rejected_messages[shared:]
-    return _check_messages(prompt_messages, chosen_messages, rejected_messages)
+    pair = _check_messages(prompt_messages, chosen_messages, rejected_messages)
+    given = [row.get(column) for column in TEMPLATE_COLUMNS]
+    if isinstance(pair, str) or given == [None, None]:
+        return pair
+    try:
+        return replace(pair, arguments=_template_arguments(*given))
+    except ValueError:
+        return MALFORMED_TOOLS
 
 
 def _normalise_text(prompt: Any, chosen: str, rejected: str) -> Pair | str:
@@ -133,30 +162,64 @@ def _messages(value: Any) -> list[Message] | str:
         return MALFORMED
     messages = []
     for entry in value:
-        if not isinstance(entry, Mapping) or not isinstance(entry.get("role"), str):
+        if not isinstance(entry, dict) or not isinstance(entry.get("role"), str):
             return MALFORMED
-        message = {key: item for key, item in entry.items() if item is not None}
-        if not isinstance(message.get("content", "" if message.get("tool_calls") else None), str):
+        message: Message = _without_nulls(entry)
+        if not message.get("tool_calls"):
+            message.pop("tool_calls", None)  # templates take an empty list for a call
+        if not isinstance(message.get("content", "" if "tool_calls" in message else None), str):
             return MALFORMED
         messages.append(message)
     return messages
+
+
+def _without_nulls(value: Any) -> Any:
+    """Mappings without their null keys, at any depth: Arrow gives every row the keys of all rows."""
+    if isinstance(value, dict):
+        return {k: v if isinstance(v, str) else _without_nulls(v) for k, v in value.items() if v is not None}
+    if isinstance(value, list):
+        return [_without_nulls(item) for item in value]
+    return value
+
+
+def _template_arguments(tools: Any, keywords: Any) -> dict[str, Any]:
+    """What the template is given beside messages; JSON text is taken as it stands, with its nulls.
+
+    Raises:
+        ValueError: a column holds something else than it should.
+    """
+    tools, keywords = _from_json(tools), _from_json(keywords)
+    if isinstance(tools, list):
+        tools = [json.loads(tool) if isinstance(tool, str) else tool for tool in tools]
+    if not isinstance(keywords or {}, dict) or not isinstance(tools or [], list):
+        raise ValueError("neither a list of tools nor a mapping of keywords")
+    if not all(isinstance(tool, dict) for tool in tools or []) or "tools" in (keywords or {}):
+        raise ValueError("a tool that is no schema, or tools in two places")
+    return {**({"tools": tools} if tools else {}), **(keywords or {})}
+
+
+def _from_json(value: Any) -> Any:
+    return json.loads(value) if isinstance(value, str) and value.strip() else _without_nulls(value)
 
 
 def _shared_length(chosen: list[Message], rejected: list[Message]) -> int:
     """How many leading messages both conversations have in common."""
     shared = 0
     for left, right in zip(chosen, rejected, strict=False):
-        # notes beside a message (scores, ids) may differ between the sides
-        if any(left.get(key) != right.get(key) for key in ("role", "content", "tool_calls")):
+        if not _same(left, right):
             break
         shared += 1
     return shared
 
 
+def _same(left: Message, right: Message) -> bool:
+    return left == right or all(left.get(key) == right.get(key) for key in _CONTENT_KEYS)
+
+
 def _check_messages(prompt: list[Message], chosen: list[Message], rejected: list[Message]) -> Pair | str:
     if not chosen and not rejected:
         return EQUAL
-    if not any(message["role"] not in ("system", "developer") for message in prompt):
+    if not any(message["role"] not in SYSTEM_ROLES for message in prompt):
         return NO_PROMPT
     if any(message["role"] not in _ROLES for message in [*prompt, *chosen, *rejected]):
         return UNKNOWN_ROLE
@@ -166,10 +229,9 @@ def _check_messages(prompt: list[Message], chosen: list[Message], rejected: list
         roles = [message["role"] for message in [*prompt, *answer]]
         if roles[-1] != "assistant" or any(b not in _NEXT_ROLES[a] for a, b in zip(["", *roles], roles, strict=False)):
             return ROLE_ORDER
-    texts = [answer[0].get("content", "") for answer in (chosen, rejected)]
-    if not all(text.strip() for text in texts):
+    if not all(answer[0].get("content", "").strip() or "tool_calls" in answer[0] for answer in (chosen, rejected)):
         return EMPTY_RESPONSE
-    return EQUAL if texts[0] == texts[1] else Pair(prompt, chosen, rejected)
+    return EQUAL if _same(chosen[0], rejected[0]) else Pair(prompt, chosen, rejected)
 
 
 def check_columns(features: Features, where: str) -> None:

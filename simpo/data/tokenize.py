@@ -16,7 +16,16 @@ import pyarrow.compute as pc  # type: ignore[import-untyped]
 from datasets import Dataset, Features, List, Value
 
 from simpo.data.encode import Encoder
-from simpo.data.schema import DROP_CAUSES, RAW_COLUMNS, TOKEN_COLUMNS, Pair, check_columns, holds_messages, normalise
+from simpo.data.schema import (
+    DROP_CAUSES,
+    RAW_COLUMNS,
+    TEMPLATE_COLUMNS,
+    TOKEN_COLUMNS,
+    Pair,
+    check_columns,
+    holds_messages,
+    normalise,
+)
 from simpo.data.truncate import TRUNCATION_CAUSES, TokenPair
 from simpo.errors import ConfigError, DataError
 
@@ -26,7 +35,7 @@ if TYPE_CHECKING:
     from simpo.config import SimPOConfig
 
 _EXAMPLES = 5
-_SOURCES = ("schema.py", "chat.py", "encode.py", "truncate.py", "tokenize.py")
+_SOURCES = ("schema.py", "chat.py", "ids.py", "encode.py", "truncate.py", "tokenize.py")
 _IDS = List(Value("int32"))
 _FEATURES = Features(
     {
@@ -47,7 +56,8 @@ class TokenizeOptions:
         max_length: bound on prompt plus one response, in tokens; at least 2.
         max_prompt_length: a prompt is not cut below this where prompt plus response exceeds max_length; 1 up to
             max_length - 1.
-        add_empty_system: put an empty system turn before conversations without one, where the template knows them.
+        add_empty_system: put an empty system turn before conversations without one, where the template takes them.
+        truncation: `cut` what does not fit into max_length, or `drop` the whole pair and cut nothing.
 
     Raises:
         ConfigError: a value is out of bounds.
@@ -57,10 +67,13 @@ class TokenizeOptions:
     max_length: int = 1024
     max_prompt_length: int = 512
     add_empty_system: bool = False
+    truncation: Literal["cut", "drop"] = "cut"
 
     def __post_init__(self) -> None:
         if self.tokenization not in ("standard", "paper"):
             raise ConfigError(f"tokenization: {self.tokenization!r} must be standard or paper")
+        if self.truncation not in ("cut", "drop"):
+            raise ConfigError(f"truncation: {self.truncation!r} must be cut or drop")
         if self.max_prompt_length < 1:
             raise ConfigError(f"max_prompt_length: {self.max_prompt_length} must be at least 1")
         if self.max_prompt_length >= self.max_length:
@@ -152,7 +165,8 @@ def tokenize_pairs(
     check_columns(dataset.features, desc)
     if not len(dataset):
         raise DataError(f"{desc}: the data set has no rows")
-    dataset = dataset.select_columns([column for column in RAW_COLUMNS if column in dataset.column_names])
+    read = [column for column in (*RAW_COLUMNS, *TEMPLATE_COLUMNS) if column in dataset.column_names]
+    dataset = dataset.select_columns(read)
     encoder = Encoder(tokenizer, options)
     if holds_messages(dataset.features):
         _ = encoder.chat  # a template that fails is an error here, once, not in every worker
@@ -197,6 +211,7 @@ def tokenized(dataset: Any, tokenizer: Any, args: SimPOConfig, name: str) -> tup
         max_length=args.max_length,
         max_prompt_length=args.max_prompt_length,
         add_empty_system=args.add_empty_system,
+        truncation=args.truncation,
     )
     return tokenize_pairs(dataset, tokenizer, options, num_proc=args.dataset_num_proc, desc=name)
 

@@ -1,9 +1,10 @@
-"""Making a tokenised pair fit into max_length, in the two ways that the tokenisation modes define."""
+"""Making a tokenised pair fit into max_length, in the ways that tokenisation modes and `truncation` define."""
 
 from collections.abc import Callable
 
 from simpo.data.schema import EMPTY_RESPONSE, EQUAL, EQUAL_AFTER_CUT
 
+TURNS_CUT = "oldest turns left out"
 PROMPT_CUT = "prompt shortened"
 SYSTEM_CUT = "system turn lost"
 CHOSEN_CUT = "chosen shortened"
@@ -11,6 +12,7 @@ REJECTED_CUT = "rejected shortened"
 TEXT_AFTER_END = "text after an end-of-turn token removed"
 
 TRUNCATION_CAUSES: dict[str, str] = {
+    TURNS_CUT: "raise max_length, or max_prompt_length",
     PROMPT_CUT: "raise max_length, or max_prompt_length",
     SYSTEM_CUT: "raise max_prompt_length: the system turn is more than half of it",
     CHOSEN_CUT: "raise max_length, or lower max_prompt_length",
@@ -33,6 +35,11 @@ class TokenPair:
         self.prompt, self.chosen, self.rejected = prompt, chosen, rejected
         self.cuts: list[str] = []
 
+    @property
+    def length(self) -> int:
+        """Tokens of the prompt and the longer response: what max_length bounds."""
+        return len(self.prompt) + max(len(self.chosen), len(self.rejected))
+
     def drop_cause(self) -> str | None:
         """Why this pair cannot be trained on, if so; an empty side would be 0/0 in the length-normalised reward."""
         if not self.prompt or not self.chosen or not self.rejected:
@@ -43,31 +50,32 @@ class TokenPair:
 
 
 def truncate_standard(
-    pair: TokenPair, max_length: int, max_prompt_length: int, head_length: Callable[[TokenPair], tuple[int, int]]
+    pair: TokenPair, max_length: int, max_prompt_length: int, shorten: Callable[[TokenPair, int], None]
 ) -> None:
     """Cut what does not fit, and nothing else.
 
-    The prompt gives way first, from its left, as far as needed and at most down to max_prompt_length tokens; its head
-    stays. What then exceeds max_length is cut from the end of each response by that response's own budget.
+    The prompt gives way first, as far as needed and at most down to max_prompt_length tokens. What then exceeds
+    max_length is cut from the end of each response by that response's own budget.
 
     Args:
         pair: changed in place.
         max_length: bound on prompt plus one response, in tokens.
-        max_prompt_length: a prompt is never cut below this; less than max_length.
-        head_length: tokens of BOS, and of BOS with the system turn, at the prompt's start; asked only where needed.
+        max_prompt_length: a prompt that fits into this is never cut; less than max_length.
+        shorten: brings the pair's prompt down to a number of tokens; asked only where needed.
     """
     longer = max(len(pair.chosen), len(pair.rejected))
-    length = max(max_length - longer, min(len(pair.prompt), max_prompt_length))
-    if length < len(pair.prompt):
-        bos, head = head_length(pair)
-        if head > max(bos, length // 2):
-            # a system turn that leaves no room for the question is worth less than the question
-            head = bos
-            pair.cuts.append(SYSTEM_CUT)
-        head = min(head, length)
-        pair.prompt = pair.prompt[:head] + pair.prompt[len(pair.prompt) - (length - head) :]
-        pair.cuts.append(PROMPT_CUT)
+    room = max(max_length - longer, min(len(pair.prompt), max_prompt_length))
+    if len(pair.prompt) > room:
+        shorten(pair, room)
     _cut_responses(pair, max_length - len(pair.prompt))
+
+
+def cut_prompt(pair: TokenPair, room: int, head: int) -> None:
+    """Take tokens out of a prompt behind its first `head` ones, so that `room` are left with its end."""
+    if len(pair.prompt) > room:
+        head = min(head, room)
+        pair.prompt = pair.prompt[:head] + pair.prompt[len(pair.prompt) - (room - head) :]
+        pair.cuts.append(PROMPT_CUT)
 
 
 def truncate_paper(pair: TokenPair, max_length: int, max_prompt_length: int) -> None:
@@ -76,12 +84,11 @@ def truncate_paper(pair: TokenPair, max_length: int, max_prompt_length: int) -> 
     If prompt plus longer response exceeds max_length, the prompt keeps its last max_prompt_length tokens, BOS or not;
     if it still exceeds, both responses keep their first max_length - max_prompt_length tokens.
     """
-    longer = max(len(pair.chosen), len(pair.rejected))
-    if len(pair.prompt) + longer > max_length:
+    if pair.length > max_length:
         if len(pair.prompt) > max_prompt_length:
             pair.prompt = pair.prompt[-max_prompt_length:]
             pair.cuts.append(PROMPT_CUT)
-        if len(pair.prompt) + longer > max_length:
+        if pair.length > max_length:
             _cut_responses(pair, max_length - max_prompt_length)
 
 

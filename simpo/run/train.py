@@ -16,6 +16,7 @@ from accelerate.utils import DistributedType
 from datasets import Dataset
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
+from simpo.audit.inspect import SAMPLE_ROWS, check_sample, sample_rows
 from simpo.batching import PlanSummary
 from simpo.config import SimPOConfig
 from simpo.data.chat import resolve_chat_template
@@ -33,8 +34,6 @@ from simpo.trainer import SimPOTrainer
 
 logger = logging.getLogger(__name__)
 
-_SAMPLE_ROWS = 1000  # rows that a dry run tokenises
-
 
 def run_training(
     settings: RunSettings,
@@ -42,6 +41,7 @@ def run_training(
     dry_run: bool = False,
     overwrite: bool = False,
     resume_from_checkpoint: str | bool | None = None,
+    audit: bool = True,
 ) -> None:
     """Check everything, print the plan, train, evaluate, and leave the model with all that is needed to repeat it.
 
@@ -51,6 +51,7 @@ def run_training(
         overwrite: start afresh in an output folder that holds something.
         resume_from_checkpoint: a checkpoint's path, True for the last one, False for none; None goes on from an
             interrupted run in the output folder where there is one.
+        audit: stop where a sample of the data fails a check of `simpo inspect`.
 
     Raises:
         SimPOError: what is wrong, where, and what to write instead.
@@ -68,13 +69,16 @@ def run_training(
     }
     config = load_model_config(name, **hub)
     tokenizer = load_tokenizer(name, **hub)
+    own_template = tokenizer.chat_template
     template = resolve_chat_template(settings.data.chat_template, tokenizer)
     if template is not None:  # saved with the model, so that it is used at inference too
         tokenizer.chat_template = template
     with args.main_process_first(desc="reading data"):
         train, evaluation = load_datasets(settings.data, seed=args.seed)
+        warnings = check_sample(train, evaluation, tokenizer, own_template, args) if audit else []
     if dry_run:
-        _print_plan(settings, config, *_sample_report(train, evaluation, tokenizer, args), notes=folder_note)
+        sample = _sample_report(train, evaluation, tokenizer, args)
+        _print_plan(settings, config, *sample, notes=[*folder_note, *warnings])
         return
     trainer = SimPOTrainer(
         model=name,
@@ -87,7 +91,8 @@ def run_training(
     )
     reports = [report for report in (trainer.train_report, *trainer.eval_reports.values()) if report is not None]
     plan = trainer.plan_summary()
-    _print_plan(settings, config, _pairs(trainer.train_dataset), _pairs(trainer.eval_dataset), reports, trainer, plan)
+    pairs = _pairs(trainer.train_dataset), _pairs(trainer.eval_dataset)
+    _print_plan(settings, config, *pairs, reports, trainer, plan, notes=warnings)
     PartialState().wait_for_everyone()  # every process has looked at the folder before one writes into it
     if overwrite and checkpoint is None and PartialState().is_main_process:
         remove_earlier_run(args.output_dir or "")
@@ -144,8 +149,7 @@ def _sample_report(
         if data is None:
             counts.append(0)
             continue
-        stride = max(1, len(data) // _SAMPLE_ROWS)  # from all over: sources stand one after another
-        sample = data.select(range(0, len(data), stride)[:_SAMPLE_ROWS])
+        sample = data.select(sample_rows(data, SAMPLE_ROWS))
         kept, report = tokenized(sample, tokenizer, args, name)
         counts.append(round(len(data) * len(kept) / len(sample)))
         if report is not None:

@@ -16,7 +16,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from simpo.checks import find_problems, is_number
 from simpo.config import DataConfig, ModelSettings, SimPOConfig, defaults_of
 from simpo.errors import ConfigError
-from simpo.settings.entries import Entry, read_overrides, read_yaml
+from simpo.settings.entries import COMMAND_LINE, Entry, read_overrides, read_yaml
 from simpo.settings.fieldtypes import FieldType, Misfit, field_types
 from simpo.settings.oldnames import ALIASES, GAMMA_NAMES, OLD_NAMES, RENAMED, convert, show
 
@@ -81,7 +81,8 @@ def read_settings(files: Paths, overrides: Sequence[str] = ()) -> RunSettings:
     """Read, convert, check and build the settings of a run.
 
     Args:
-        files: one settings file or several; a setting in a later one replaces that of an earlier one.
+        files: settings files; a setting in a later one replaces that of an earlier one. None are needed where overrides
+            say everything.
         overrides: `--key=value` or `--key value`; they win over every file. Values are YAML.
 
     Raises:
@@ -89,7 +90,7 @@ def read_settings(files: Paths, overrides: Sequence[str] = ()) -> RunSettings:
             another one. The message names file and line, setting, value, and what to write instead.
     """
     checked = _check(files, overrides)
-    where = ", ".join(str(path) for path in checked.files)
+    where = ", ".join(str(path) for path in checked.files) or COMMAND_LINE
     parts: dict[type, dict[str, Any]] = {ModelSettings: {}, DataConfig: {}, SimPOConfig: {}}
     for key, value in checked.values.items():
         parts[field_types()[key].owner][key] = value
@@ -111,7 +112,7 @@ def check_settings(files: Paths, overrides: Sequence[str] = ()) -> None:
 
 def _check(files: Paths, overrides: Sequence[str]) -> _Checked:
     paths = [Path(files)] if isinstance(files, str | Path) else [Path(file) for file in files]
-    if not paths:
+    if not paths and not overrides:
         raise ConfigError("no settings file is given; write e.g. simpo train training_configs/your-own-data.yaml")
     report = _Report()
     conversions: list[str] = []
@@ -123,7 +124,7 @@ def _check(files: Paths, overrides: Sequence[str]) -> _Checked:
     report.stop_if_any()
     _resolve_gamma(values, merged, conversions, report)
     report.stop_if_any()
-    _check_together(values, merged, ", ".join(map(str, paths)), report)
+    _check_together(values, merged, ", ".join(map(str, paths)) or COMMAND_LINE, report)
     report.stop_if_any()
     if values.get("attn_implementation") is not None:
         conversions.append(

@@ -110,3 +110,56 @@ def test_conversation_renders_as_the_tokenizer_does(make_tokenizer):
     messages = [user("x"), assistant("y")]
     (text, cause), *_ = render_rows(tokenizer, tokenizer.chat_template, [messages])
     assert cause is None and text == tokenizer.apply_chat_template(messages, tokenize=False)
+
+
+# an <|im_start|> template that skips every other role
+TWO_ROLES = (
+    "{% for m in messages %}{% if m.role in ('user', 'assistant') %}"
+    "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    "template, loses, empty_system",
+    [
+        (None, {"tool_calls"}, False),  # Llama-3's writes any role, and no calls
+        (CHATML, {"tool_calls"}, True),
+        (GEMMA, {"tool_calls"}, False),  # a system turn that it refuses is not lost
+        (MISTRAL, set(), False),
+        (TWO_ROLES, {"system", "developer", "tool", "tool_calls"}, True),
+    ],
+    ids=["llama3", "chatml", "gemma", "mistral", "two roles"],
+)
+def test_turns_that_a_template_leaves_out(make_tokenizer, template, loses, empty_system):
+    tokenizer = make_tokenizer(template)
+    found = inspect_template(tokenizer, tokenizer.chat_template)
+    assert found.loses == loses and found.takes_empty_system == empty_system
+
+
+def test_rows_are_rendered_with_their_own_arguments_in_groups(make_tokenizer, monkeypatch):
+    tokenizer = make_tokenizer()
+    template = "{{ mood or 'calm' }}{% if tools %}{{ tools | length }}{% endif %} {{ messages[0].content }}"
+    calls = []
+    inner = tokenizer.apply_chat_template
+    monkeypatch.setattr(
+        tokenizer, "apply_chat_template", lambda rows, **more: calls.append(len(rows)) or inner(rows, **more)
+    )
+    rows = [[user(text)] for text in "abcd"]
+    arguments = [{}, {"mood": "merry"}, {}, {"tools": [{"name": "f"}], "mood": "merry"}]
+    assert [text for text, _ in render_rows(tokenizer, template, rows, arguments)] == [
+        "calm a", "merry b", "calm c", "merry1 d",
+    ]  # fmt: skip
+    assert calls == [2, 1, 1]
+    calls.clear()
+    assert [text for text, _ in render_rows(tokenizer, template, rows, [{}] * 4)] == [f"calm {text}" for text in "abcd"]
+    assert calls == [4]
+
+
+def test_the_date_of_a_template_stands_still(make_tokenizer):
+    template = (
+        "{% if date_string is not defined %}{% set date_string = strftime_now('%d %b %Y') %}{% endif %}"
+        "{{ date_string + ': ' + messages[-1].content }}"
+    )
+    rows = [[user("a")], [user("b")]]
+    rendered = render_rows(make_tokenizer(), template, rows, [{}, {"date_string": "1 Jan 2025"}])
+    assert [text for text, _ in rendered] == ["26 Jul 2024: a", "1 Jan 2025: b"]

@@ -123,3 +123,73 @@ def test_columns_that_cannot_be_pairs(columns, message):
 )
 def test_columns_that_can(columns):
     check_columns(Dataset.from_dict(columns).features, "x")
+
+
+CALL = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {"a": 1, "b": None}}}]}
+
+
+def test_nulls_that_arrow_fills_in_are_taken_out_at_any_depth():
+    row = {
+        "prompt": [{**U, "tool_calls": None}, {**CALL, "content": None}, {"role": "tool", "content": "4"}],
+        "chosen": [A],
+        "rejected": [{**B, "tool_calls": []}],
+        "tools": [{"name": "f", "parameters": {"a": {"enum": [None, 1]}, "b": None}}],
+        "chat_template_kwargs": {"x": None, "y": False},
+    }
+    pair = normalise(row)
+    assert isinstance(pair, Pair)
+    called = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {"a": 1}}}]}
+    assert pair.prompt == [U, called, {"role": "tool", "content": "4"}] and pair.rejected == [B]
+    assert pair.arguments == {"tools": [{"name": "f", "parameters": {"a": {"enum": [None, 1]}}}], "y": False}
+
+
+@pytest.mark.parametrize(
+    "tools, keywords, expected",
+    [
+        (None, None, {}),
+        ([], {}, {}),
+        ("", "{}", {}),
+        ("null", None, {}),
+        ('[{"name": "f", "default": null}]', None, {"tools": [{"name": "f", "default": None}]}),
+        (['{"name": "f"}'], '{"x": null}', {"tools": [{"name": "f"}], "x": None}),
+    ],
+)
+def test_template_arguments(tools, keywords, expected):
+    pair = normalise({"chosen": [U, A], "rejected": [U, B], "tools": tools, "chat_template_kwargs": keywords})
+    assert pair == Pair([U], [A], [B], expected)
+
+
+@pytest.mark.parametrize(
+    "column, value",
+    [
+        ("tools", "{"),
+        ("tools", "[3]"),
+        ("tools", {"type": "function"}),
+        ("tools", 3),
+        ("tools", ["{"]),
+        ("chat_template_kwargs", "on"),
+        ("chat_template_kwargs", "[1]"),
+        ("chat_template_kwargs", ["x"]),
+        ("chat_template_kwargs", {"tools": [{}]}),
+    ],
+)
+def test_malformed_template_arguments(column, value):
+    assert normalise({"chosen": [U, A], "rejected": [U, B], column: value}) == schema.MALFORMED_TOOLS
+
+
+def test_texts_have_no_template_to_give_arguments_to():
+    assert normalise({"prompt": "q", "chosen": "a", "rejected": "b", "tools": "{"}) == Pair("q", "a", "b")
+
+
+def test_answers_that_are_calls():
+    other = {"role": "assistant", "tool_calls": [{"function": {"name": "g"}}]}
+    called = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": {"a": 1}}}]}
+    assert normalise({"prompt": [U], "chosen": [CALL], "rejected": [A]}) == Pair([U], [called], [A])
+    assert normalise({"prompt": [U], "chosen": [CALL], "rejected": [other]}) == Pair([U], [called], [other])
+    assert normalise({"prompt": [U], "chosen": [CALL], "rejected": [CALL]}) == schema.EQUAL
+
+
+@pytest.mark.parametrize("key", ["reasoning_content", "thinking", "reasoning"])
+def test_answers_that_differ_in_their_thoughts_only(key):
+    thinking = {**A, key: "hm"}
+    assert normalise({"chosen": [U, thinking], "rejected": [U, A]}) == Pair([U], [thinking], [A])

@@ -9,6 +9,7 @@ from transformers import AddedToken
 
 from simpo.data.chat import barrier_token
 from simpo.data.encode import Encoder
+from simpo.data.ids import TextEncoder
 from simpo.data.tokenize import TokenizeOptions, tokenize_pairs
 
 from .conftest import BOS, CHATML, CHATML_DEFAULT_SYSTEM, EOS, GEMMA, MISTRAL, PLAIN, assistant, system, user
@@ -51,7 +52,7 @@ def assert_same_by_the_long_way(tokenizer, rows, mode, monkeypatch):
     """Every text whole and through the tokenizer's own call, or from the barrier on and through the Rust library."""
     fast = results(tokenizer, rows, mode)
     with monkeypatch.context() as patch:
-        patch.setattr(Encoder, "is_plain", False)
+        patch.setattr(TextEncoder, "is_plain", False)
         patch.setattr(Encoder, "barrier", "")
         slow = results(tokenizer, rows, mode)
     assert fast == slow

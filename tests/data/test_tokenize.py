@@ -416,7 +416,14 @@ def test_no_rows_and_streams(make_tokenizer):
 
 
 @pytest.mark.parametrize(
-    "values", [{"tokenization": "best"}, {"max_prompt_length": 1024}, {"max_prompt_length": 0}, {"max_length": 10}]
+    "values",
+    [
+        {"tokenization": "best"},
+        {"truncation": "keep"},
+        {"max_prompt_length": 1024},
+        {"max_prompt_length": 0},
+        {"max_length": 10},
+    ],
 )
 def test_options_out_of_bounds(values):
     with pytest.raises(ConfigError, match=next(iter(values))):
@@ -456,6 +463,7 @@ def test_second_call_reads_the_cache(make_tokenizer, tmp_path, monkeypatch):
         (tokenizer, TokenizeOptions(max_length=1023)),
         (tokenizer, TokenizeOptions("paper")),
         (tokenizer, TokenizeOptions(add_empty_system=True)),
+        (tokenizer, TokenizeOptions(truncation="drop")),
     ):
         with pytest.raises(AssertionError, match="tokenised again"):
             tokenize_pairs(raw, other, options)

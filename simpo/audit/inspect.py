@@ -1,0 +1,244 @@
+"""`simpo inspect`, and the same checks on a sample before a run trains."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from datasets import Dataset
+
+from simpo.audit.checks import SetAudit, all_findings
+from simpo.audit.facts import TokenFacts, token_facts
+from simpo.audit.findings import Finding
+from simpo.audit.frame import TemplateComparison, compare_templates, find_frame
+from simpo.audit.overlap import OverlapSearch, searches
+from simpo.audit.page import render_page
+from simpo.audit.result import Inspection, as_json
+from simpo.audit.show import open_console, show
+from simpo.audit.statistics import set_statistics
+from simpo.audit.texts import read_texts, text_facts
+from simpo.audit.tokens import ShownPair, shown_pairs
+from simpo.config import SimPOConfig
+from simpo.data.chat import resolve_chat_template
+from simpo.data.load import load_datasets
+from simpo.data.schema import Pair, normalise
+from simpo.data.tokenize import TokenizeOptions, is_tokenized, tokenized
+from simpo.errors import ConfigError, DataError
+from simpo.model import load_tokenizer
+from simpo.settings import RunSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SAMPLE_ROWS = 1000
+"""Rows of each set that are looked at before a run: a share of 1 % is seen with near certainty."""
+
+
+@dataclass(frozen=True)
+class InspectOptions:
+    """What `simpo inspect` is asked for beside the settings.
+
+    Args:
+        html, json: files to write.
+        strict: whether warnings count as errors.
+        pairs: how many pairs of the training set are shown as tokens.
+        rows: rows to show in place of these.
+        sample: at most so many rows of each set; None for all.
+        eval_prompts: name of an evaluation set -> file with its prompts.
+    """
+
+    html: Path | None = None
+    json: Path | None = None
+    strict: bool = False
+    pairs: int = 3
+    rows: tuple[int, ...] = ()
+    sample: int | None = None
+    eval_prompts: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Audited:
+    """A set with its token ids."""
+
+    audit: SetAudit
+    pairs: Dataset
+
+
+def run_inspection(settings: RunSettings, options: InspectOptions) -> None:
+    """Tokenise as training would, show what it would see, and check it.
+
+    Raises:
+        SimPOError: settings or data cannot be read; or DataError: a check found an error.
+    """
+    for path in (options.html, options.json):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise ConfigError(f"{path}: there is no folder {path.absolute().parent}; make it, or write elsewhere")
+    inspection = inspect_run(settings, options)
+    show(inspection, open_console())
+    if options.html is not None:
+        options.html.write_text(render_page(inspection), encoding="utf-8")
+    if options.json is not None:
+        options.json.write_text(json.dumps(as_json(inspection), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    stop_on(inspection.findings, strict=options.strict)
+
+
+def inspect_run(settings: RunSettings, options: InspectOptions) -> Inspection:
+    """Read, tokenise and check the data of a run; nothing is printed or written."""
+    looking = list(searches(dict(options.eval_prompts)))  # a file that cannot be read is an error before the long part
+    model, args = settings.model, settings.training
+    name = str(model.model_name_or_path)
+    tokenizer = load_tokenizer(name, revision=model.model_revision, trust_remote_code=model.trust_remote_code)
+    own = tokenizer.chat_template
+    template = resolve_chat_template(settings.data.chat_template, tokenizer)
+    if template is not None:
+        tokenizer.chat_template = template
+    train, evaluation = load_datasets(settings.data, seed=args.seed, num_proc=args.dataset_num_proc)
+    sets = [("train", train, looking)] + ([("eval", evaluation, [])] if evaluation is not None else [])
+    audited = [audit_set(desc, data, tokenizer, args, options.sample, search) for desc, data, search in sets]
+    comparison = compare_templates(tokenizer, own)
+    return Inspection(
+        about=_about(settings, comparison, audited, {desc: len(data) for desc, data, _ in sets}),
+        sets=tuple(one.audit for one in audited),
+        findings=tuple(all_findings([one.audit for one in audited], comparison)),
+        samples={"train": _samples(audited[0], tokenizer, options)},
+    )
+
+
+def check_sample(
+    train: Dataset, evaluation: Dataset | None, tokenizer: PreTrainedTokenizerBase, own_template: Any, args: SimPOConfig
+) -> list[str]:
+    """The checks on a sample of each set, before weights are read.
+
+    Args:
+        train, evaluation: raw rows, or token ids.
+        tokenizer: with the template in use.
+        own_template: the model's own.
+        args: how rows are tokenised.
+
+    Returns:
+        Warnings as lines.
+
+    Raises:
+        DataError: a check found an error.
+    """
+    sets = [("train", train)] + ([("eval", evaluation)] if evaluation is not None else [])
+    audits = [audit_set(name, data, tokenizer, args, SAMPLE_ROWS, []).audit for name, data in sets]
+    findings = all_findings(audits, compare_templates(tokenizer, own_template))
+    stop_on(findings, strict=False)
+    warnings = [finding for finding in findings if finding.level == "warning"]
+    return [f"! {finding.where}: {finding.text}: {finding.todo}" for finding in warnings]
+
+
+def sample_rows(data: Dataset, limit: int | None) -> range:
+    """At most so many rows from all over a set: sources stand one after another."""
+    if limit is None or limit >= len(data):
+        return range(len(data))
+    return range(0, len(data), len(data) // limit)[:limit]
+
+
+def audit_set(
+    name: str,
+    data: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    args: SimPOConfig,
+    limit: int | None,
+    searches: list[OverlapSearch],
+) -> Audited:
+    """Tokenise one set as training would, and find out all about it.
+
+    Args:
+        name: train or eval.
+        data: raw rows, or token ids.
+        args: how rows are tokenised, and the padded batch to compare with.
+        limit: at most so many rows, from all over; None for all.
+        searches: for evaluation prompts.
+    """
+    rows = sample_rows(data, limit)
+    sample = data if len(rows) == len(data) else data.select(rows)
+    pairs, report = tokenized(sample, tokenizer, args, name)
+    if report is not None:  # of a sample it tells rows by their place in it
+        report.examples = {cause: [rows[row] for row in found] for cause, found in report.examples.items()}
+    options = TokenizeOptions(args.tokenization, add_empty_system=args.add_empty_system)
+    frame = find_frame(tokenizer, options, messages=_holds_messages(sample, tokenizer))
+    facts = token_facts(pairs, frame)
+    texts = text_facts(read_texts(sample, facts.row, tokenizer), frame.opening, searches)
+    audit = SetAudit(
+        name=name,
+        report=report,
+        frame=frame,
+        tokens=facts._replace(row=np.asarray(rows)[facts.row]),
+        texts=texts,
+        statistics=set_statistics(facts, args.per_device_train_batch_size, args.seed),
+        overlaps=tuple(search.result() for search in searches),
+    )
+    return Audited(audit, pairs)
+
+
+def _holds_messages(data: Dataset, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the first pair is made of messages; data of token ids are taken for such where there is a template."""
+    if is_tokenized(data):
+        return tokenizer.chat_template is not None
+    first = next((pair for pair in map(normalise, data) if isinstance(pair, Pair)), None)
+    return first is not None and not first.is_text
+
+
+def _samples(one: Audited, tokenizer: PreTrainedTokenizerBase, options: InspectOptions) -> list[ShownPair]:
+    facts = one.audit.tokens
+    return shown_pairs(one.pairs, facts.row, _positions(facts, options), tokenizer, one.audit.frame.special)
+
+
+def _positions(facts: TokenFacts, options: InspectOptions) -> list[int]:
+    """Which pairs are shown: those of the rows asked for, or some from all over."""
+    if not options.rows:
+        count = min(options.pairs, len(facts.row))
+        return [at * len(facts.row) // count for at in range(count)]
+    at = {row: position for position, row in enumerate(facts.row.tolist())}
+    missing = [row for row in options.rows if row not in at]
+    if missing:
+        raise ConfigError(
+            f"--rows: row {missing[0]} of the training set is no pair that was looked at; rows count from 0, and those "
+            "that are dropped or outside a --sample have no tokens"
+        )
+    return [at[row] for row in options.rows]
+
+
+def _about(
+    settings: RunSettings, comparison: TemplateComparison, audited: list[Audited], there: dict[str, int]
+) -> dict[str, str]:
+    args, data = settings.training, settings.data
+    mixers: dict[str, Any] = {"train": data.dataset_mixer, "eval": data.eval_dataset_mixer}
+    about = {"model": str(settings.model.model_name_or_path)}
+    for one in audited:
+        name = one.audit.name
+        source = ", ".join(mixers[name]) if mixers[name] else "from the training sources"
+        looked = one.audit.report.total if one.audit.report else len(one.pairs)
+        sample = "" if looked == there[name] else f"a sample of {looked:,} of "
+        about[name] = f"{sample}{there[name]:,} rows: {source}"
+    states = {"same": "the model's own", "none": "none"}
+    about["template"] = states.get(comparison.state) or f"chat_template ({_short(str(data.chat_template))})"
+    about["tokens"] = f"{args.tokenization}, max_length {args.max_length}, max_prompt_length {args.max_prompt_length}"
+    return about
+
+
+def _short(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def stop_on(findings: Iterable[Finding], *, strict: bool) -> None:
+    """Raise where a run must not go on.
+
+    Raises:
+        DataError: there are errors, or with strict, warnings.
+    """
+    grave = [finding for finding in findings if finding.level == "error" or (strict and finding.level == "warning")]
+    if not grave:
+        return
+    first = grave[0]
+    more = f"; {len(grave) - 1} more: {', '.join(sorted({other.check for other in grave[1:]}))}" if grave[1:] else ""
+    counted = " (--strict counts warnings as errors)" if first.level == "warning" else ""
+    raise DataError(f"{first.where}: {first.text}: {first.todo}{more}{counted}")

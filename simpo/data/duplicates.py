@@ -1,0 +1,99 @@
+"""Which rows say the same as an earlier one: exactly, or nearly.
+
+Rows are compared by hashes of 8 bytes, so a million rows need some megabytes, whatever their texts weigh.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import unicodedata
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from datasets import Dataset, Features, Value
+
+from simpo.data.schema import Message, Pair, normalise
+
+Ints = np.ndarray[Any, np.dtype[np.int64]]
+
+_FEATURES = Features({"prompt": Value("int64"), "pair": Value("int64")})
+
+
+class RowKeys(NamedTuple):
+    """Hashes [N] of the prompts, and of prompt with both answers; 0 for rows that make no pair."""
+
+    prompt: Ints
+    pair: Ints
+
+
+def row_keys(data: Dataset, num_proc: int | None = None) -> RowKeys:
+    """What makes two prompts, and two pairs, the same.
+
+    Prompts are the same where roles and texts are, whatever their white space and their Unicode form; answers where
+    their texts are, without white space around them. `tools` and `chat_template_kwargs` belong to a pair.
+
+    Args:
+        data: raw or tokenised rows.
+        num_proc: processes to work in; None for this one.
+    """
+    keyed = data.map(
+        _key_batch,
+        batched=True,
+        remove_columns=data.column_names,
+        features=_FEATURES,
+        num_proc=num_proc if num_proc and num_proc > 1 else None,
+        desc="Comparing rows",
+    )
+    return RowKeys(*(keyed.data[name].to_numpy() for name in _FEATURES))
+
+
+def exact_duplicates(data: Dataset, num_proc: int | None = None) -> Ints:
+    """For each row the first row with the same prompt and the same answers; -1 where there is no earlier one."""
+    return first_with_key(row_keys(data, num_proc).pair)
+
+
+def first_with_key(keys: Ints) -> Ints:
+    """For each row the first row of the same key; -1 where it is the first, or has no key (0)."""
+    _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+    earlier = first[inverse].astype(np.int64)
+    earlier[(keys == 0) | (earlier == np.arange(len(keys)))] = -1
+    return earlier
+
+
+def _key_batch(batch: Mapping[str, list[Any]]) -> dict[str, list[int]]:
+    keys = [_keys(dict(zip(batch, row, strict=True))) for row in zip(*batch.values(), strict=True)]
+    return {"prompt": [prompt for prompt, _ in keys], "pair": [pair for _, pair in keys]}
+
+
+def _keys(row: Mapping[str, Any]) -> tuple[int, int]:
+    if "prompt_ids" in row:
+        return _hash(row["prompt_ids"]), _hash([row["prompt_ids"], row["chosen_ids"], row["rejected_ids"]])
+    pair = normalise(row)
+    if not isinstance(pair, Pair):
+        return 0, 0
+    prompt, chosen, rejected = (
+        [_turn(message) for message in messages_of(part, role)]
+        for part, role in ((pair.prompt, "user"), (pair.chosen, "assistant"), (pair.rejected, "assistant"))
+    )
+    prompt = [(role, " ".join(text.split()), *more) for role, text, *more in prompt]
+    extra = [row.get("tools") or None, row.get("chat_template_kwargs") or None]
+    return _hash(prompt), _hash([prompt, chosen, rejected, extra])
+
+
+def messages_of(content: str | list[Message], role: str) -> list[Message]:
+    """Messages of one part of a pair; a text is one message."""
+    return [{"role": role, "content": content}] if isinstance(content, str) else content
+
+
+def _turn(message: Message) -> tuple[Any, ...]:
+    content = message.get("content")
+    text = content if isinstance(content, str) else json.dumps(content, sort_keys=True, default=str)
+    calls = message.get("tool_calls")
+    return message["role"], unicodedata.normalize("NFC", text).strip(), *([calls] if calls else [])
+
+
+def _hash(value: Any) -> int:
+    text = json.dumps(value, sort_keys=True, default=str)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little", signed=True) or 1
