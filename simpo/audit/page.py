@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
-from simpo import __version__
 from simpo.audit.checks import SetAudit
 from simpo.audit.findings import show_share
 from simpo.audit.plots import histogram_svg
@@ -28,7 +28,7 @@ def render_page(inspection: Inspection) -> str:
     environment.filters |= {"share": show_share, "visible": visible, "thousands": "{:,}".format}
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
     return template.render(
-        version=__version__,
+        version=metadata.version("simpo"),
         about=inspection.about,
         levels=inspection.levels(),
         findings=inspection.findings,

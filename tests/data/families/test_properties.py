@@ -34,7 +34,9 @@ WORDS = [
     "<",
 ]
 TEXTS = st.lists(st.sampled_from(WORDS), min_size=1, max_size=12).map("".join).filter(str.strip)
-SLOW_OK = settings(max_examples=300, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow])
+SLOW_OK = settings(
+    max_examples=300, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
 # its template writes the system turn only where no answer follows, so prompt and answer are no rendered conversation
 MOVES_SYSTEM = ("Mistral 0.3",)
 
