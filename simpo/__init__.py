@@ -9,14 +9,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from simpo.config import PreferenceConfig as PreferenceConfig
     from simpo.config import SimPOConfig as SimPOConfig
     from simpo.trainer import PreferenceTrainer as PreferenceTrainer
     from simpo.trainer import SimPOTrainer as SimPOTrainer
 
 __version__ = "0.1.0"
-__all__ = ["PreferenceTrainer", "SimPOConfig", "SimPOTrainer", "__version__"]
+__all__ = ["PreferenceConfig", "PreferenceTrainer", "SimPOConfig", "SimPOTrainer", "__version__"]
 
 _HOME = {
+    "PreferenceConfig": "simpo.config",
     "PreferenceTrainer": "simpo.trainer",
     "SimPOConfig": "simpo.config",
     "SimPOTrainer": "simpo.trainer",

@@ -165,6 +165,7 @@ class StepSampler(torch.utils.data.Sampler[list[MicroBatch]]):
         world_size, rank: number of ranks, and this one.
         seed: seeds the shuffle, with the epoch added; None keeps the dataset's order.
         drop_last: leave out a last step that is not full.
+        rows: the part of the dataset that is gone through; all of it when None.
     """
 
     def __init__(
@@ -177,8 +178,10 @@ class StepSampler(torch.utils.data.Sampler[list[MicroBatch]]):
         rank: int = 0,
         seed: int | None = None,
         drop_last: bool = False,
+        rows: range | None = None,
     ) -> None:
         self.tokens = np.asarray(tokens)
+        self.rows = range(len(self.tokens)) if rows is None else rows
         self.pairs_per_step = pairs_per_step
         self.budget = budget
         self.world_size = world_size
@@ -193,7 +196,7 @@ class StepSampler(torch.utils.data.Sampler[list[MicroBatch]]):
 
     def __len__(self) -> int:
         """Optimizer steps in an epoch."""
-        full, rest = divmod(len(self.tokens), self.pairs_per_step)
+        full, rest = divmod(len(self.rows), self.pairs_per_step)
         return full + (rest > 0 and not self.drop_last)
 
     def __iter__(self) -> Iterator[list[MicroBatch]]:
@@ -213,10 +216,11 @@ class StepSampler(torch.utils.data.Sampler[list[MicroBatch]]):
         return summarize(self.plans(), self.tokens)
 
     def _order(self) -> np.ndarray:
+        rows = np.asarray(self.rows)
         if self.seed is None:
-            return np.arange(len(self.tokens))
+            return rows
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        return torch.randperm(len(self.tokens), generator=generator).numpy()
+        return rows[torch.randperm(len(rows), generator=generator).numpy()]
 
 
 class PlanSummary(NamedTuple):

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
+from simpo.objectives import OBJECTIVES, all_knobs
+
 
 class Problem(NamedTuple):
     """One thing that is wrong: the settings it is about, the one to look at first, and what to write instead."""
@@ -23,10 +25,18 @@ class _Rule(NamedTuple):
 
 
 _NUMBER_RULES = (
-    _Rule("beta", lambda v: v > 0, "must be above 0; the paper uses 2 to 10"),
-    _Rule("gamma_beta_ratio", lambda v: v >= 0, "must be 0 or more; the paper uses 0 to 1"),
+    _Rule("beta", lambda v: v is None or v > 0, "must be above 0; SimPO uses 2 to 10, DPO 0.01 to 0.1"),
+    _Rule("gamma_beta_ratio", lambda v: v is None or v >= 0, "must be 0 or more; the paper uses 0 to 1"),
+    _Rule("label_smoothing", lambda v: v is None or 0 <= v < 0.5, "must be at least 0 and below 0.5"),
+    _Rule("tau", lambda v: v is None or v > 0, "must be above 0; SimPO's authors tried 0.01 to 1"),
+    _Rule("length_penalty", lambda v: v is None or v >= 0, "must be 0 or more"),
+    _Rule("nll_weight", lambda v: v is None or v >= 0, "must be 0 or more"),
+    _Rule("odds_weight", lambda v: v is None or v >= 0, "must be 0 or more"),
+    _Rule("delta", lambda v: v is None or v > 0, "must be above 0"),
+    _Rule("desirable_weight", lambda v: v is None or v >= 0, "must be 0 or more"),
+    _Rule("undesirable_weight", lambda v: v is None or v >= 0, "must be 0 or more"),
+    _Rule("alpha", lambda v: True, "must be a number"),
     _Rule("sft_weight", lambda v: v >= 0, "must be 0 or more"),
-    _Rule("label_smoothing", lambda v: 0 <= v < 0.5, "must be at least 0 and below 0.5"),
     _Rule("max_length", lambda v: v > 0, "must be a number of tokens above 0"),
     _Rule("max_prompt_length", lambda v: v > 0, "must be a number of tokens above 0"),
     _Rule("learning_rate", lambda v: v >= 0, "must be 0 or more; the paper uses 3e-7 to 1e-6"),
@@ -114,7 +124,8 @@ def _contradictions(values: Mapping[str, Any]) -> list[Problem]:
         keys = ("max_prompt_length", "max_length")
         text = f"max_prompt_length: {prompt} must be below max_length: {length}, or no token is left for a response"
         problems.append(Problem(keys, text))
-    if values.get("loss_type", "sigmoid") not in ("sigmoid", "hinge"):
+    problems += _objective_contradictions(values)
+    if values.get("loss_type") not in (None, "sigmoid", "hinge"):
         text = f"loss_type: {values['loss_type']!r} is unknown; write sigmoid or hinge"
         problems.append(Problem(("loss_type",), text))
     if values.get("tokenization", "standard") not in ("standard", "paper"):
@@ -134,6 +145,22 @@ def _contradictions(values: Mapping[str, Any]) -> list[Problem]:
     problems += _liger_contradictions(values)
     problems += _engine_contradictions(values)
     return problems
+
+
+def _objective_contradictions(values: Mapping[str, Any]) -> list[Problem]:
+    """A name that is no objective, and settings of other objectives than the one that is trained."""
+    name = values.get("objective", "simpo")
+    if name not in OBJECTIVES:
+        return [Problem(("objective",), f"objective: {name!r} is unknown; write one of {', '.join(OBJECTIVES)}")]
+    used = OBJECTIVES[name].knobs
+    return [
+        Problem(
+            (knob, "objective"),
+            f"{knob} is not used by objective: {name}, which has {', '.join(used) or 'no settings'}; leave it out",
+        )
+        for knob in all_knobs()
+        if knob not in used and values.get(knob) is not None
+    ]
 
 
 def _liger_contradictions(values: Mapping[str, Any]) -> list[Problem]:

@@ -34,6 +34,12 @@ Tokenise as training would, show some pairs as tokens, and check the data. Witho
   simpo inspect --model meta-llama/Meta-Llama-3-8B-Instruct --data data/pairs.jsonl --html report.html
 """
 
+_REFERENCE_HELP = """\
+Compute and keep the log-probs of the initial policy (DPO, IPO, KTO, R-DPO, or log_kl: true) on a run's data. `simpo
+train` does this by itself; alone it serves to do it once for several runs:
+  simpo reference training_configs/llama-3-8b-base-simpo.yaml training_configs/objectives/dpo.yaml --accelerate zero3
+"""
+
 
 class Flag(NamedTuple):
     """How an option takes a value: `none`, `needed`, or `optional` (only as --flag=value; alone it means true)."""
@@ -62,7 +68,12 @@ _INSPECT_FLAGS = {
     "--strict": Flag("none"),
     "--help": Flag("none"),
 }
-_FLAGS = {"train": _TRAIN_FLAGS, "inspect": _INSPECT_FLAGS}
+_REFERENCE_FLAGS = {
+    "--accelerate": Flag("needed"),
+    "--num_processes": Flag("needed"),
+    "--help": Flag("none"),
+}
+_FLAGS = {"train": _TRAIN_FLAGS, "inspect": _INSPECT_FLAGS, "reference": _REFERENCE_FLAGS}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -94,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     _add_train(verbs)
     _add_inspect(verbs)
+    _add_reference(verbs)
     return parser
 
 
@@ -108,15 +120,7 @@ def _add_train(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
         allow_abbrev=False,
     )
     train.add_argument("configs", nargs="+", metavar="CONFIG", help="YAML file of settings")
-    names = ", ".join(LAUNCH_CONFIGS)
-    train.add_argument(
-        "--accelerate",
-        metavar="NAME_OR_PATH",
-        help=f"start through `accelerate launch` with this configuration: {names}, or the path of a file",
-    )
-    train.add_argument(
-        "--num_processes", type=int, metavar="N", help="with --accelerate: processes, in place of the file's number"
-    )
+    _add_launch_options(train)
     train.add_argument(
         "--dry-run", action="store_true", help="check everything, print the plan, and stop before training"
     )
@@ -131,6 +135,33 @@ def _add_train(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
         "--no-audit", action="store_true", help="skip the checks of `simpo inspect` on a sample of the data"
     )
     train.set_defaults(run=_train)
+
+
+def _add_launch_options(parser: argparse.ArgumentParser) -> None:
+    names = ", ".join(LAUNCH_CONFIGS)
+    parser.add_argument(
+        "--accelerate",
+        metavar="NAME_OR_PATH",
+        help=f"start through `accelerate launch` with this configuration: {names}, or the path of a file",
+    )
+    parser.add_argument(
+        "--num_processes", type=int, metavar="N", help="with --accelerate: processes, in place of the file's number"
+    )
+
+
+def _add_reference(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    reference = verbs.add_parser(
+        "reference",
+        help="compute the log-probs of the initial policy that a run will use",
+        description=_REFERENCE_HELP,
+        epilog="Objectives are described in docs/objectives.md.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="simpo reference CONFIG [CONFIG ...] [options] [--key=value ...]",
+        allow_abbrev=False,
+    )
+    reference.add_argument("configs", nargs="+", metavar="CONFIG", help="YAML file of settings")
+    _add_launch_options(reference)
+    reference.set_defaults(run=_reference)
 
 
 def _add_inspect(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -210,10 +241,11 @@ def split_overrides(words: Sequence[str], flags: dict[str, Flag]) -> tuple[list[
 
 
 def _train(args: argparse.Namespace, overrides: list[str]) -> None:
-    if args.num_processes is not None and args.accelerate is None:
-        raise ConfigError("--num_processes needs --accelerate; write e.g. --accelerate zero3")
-    if args.accelerate is not None:
-        _relaunch(args, overrides)
+    if _launches(args):
+        own = ["--dry-run"] * args.dry_run + ["--overwrite"] * args.overwrite + ["--no-audit"] * args.no_audit
+        if args.resume_from_checkpoint is not None:
+            own.append(f"--resume_from_checkpoint={args.resume_from_checkpoint}")
+        _relaunch("train", args, own, overrides)
         return
     from simpo.settings import read_settings
 
@@ -231,6 +263,25 @@ def _train(args: argparse.Namespace, overrides: list[str]) -> None:
         resume_from_checkpoint=resume,
         audit=not args.no_audit,
     )
+
+
+def _reference(args: argparse.Namespace, overrides: list[str]) -> None:
+    if _launches(args):
+        _relaunch("reference", args, [], overrides)
+        return
+    from simpo.settings import read_settings
+
+    settings = read_settings(args.configs, overrides)
+
+    from simpo.run import run_reference
+
+    run_reference(settings)
+
+
+def _launches(args: argparse.Namespace) -> bool:
+    if args.num_processes is not None and args.accelerate is None:
+        raise ConfigError("--num_processes needs --accelerate; write e.g. --accelerate zero3")
+    return args.accelerate is not None
 
 
 def _inspect(args: argparse.Namespace, overrides: list[str]) -> None:
@@ -270,8 +321,8 @@ def _checkpoint(word: str | None) -> str | bool | None:
     return {"true": True, "false": False}.get(word.lower(), word)
 
 
-def _relaunch(args: argparse.Namespace, overrides: list[str]) -> None:
-    """Become `accelerate launch ... simpo train ...`; returns only where the process cannot be replaced."""
+def _relaunch(verb: str, args: argparse.Namespace, own: list[str], overrides: list[str]) -> None:
+    """Become `accelerate launch ... simpo VERB ...`; returns only where the process cannot be replaced."""
     if "LOCAL_RANK" in os.environ:
         raise ConfigError(
             "--accelerate inside `accelerate launch`: leave it out, the launcher has its own --config_file"
@@ -284,11 +335,7 @@ def _relaunch(args: argparse.Namespace, overrides: list[str]) -> None:
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
     if args.num_processes is not None:
         command += ["--num_processes", str(args.num_processes)]
-    command += ["-m", "simpo.cli", "train", *args.configs]
-    command += ["--dry-run"] * args.dry_run + ["--overwrite"] * args.overwrite
-    command += ["--no-audit"] * args.no_audit
-    if args.resume_from_checkpoint is not None:
-        command.append(f"--resume_from_checkpoint={args.resume_from_checkpoint}")
+    command += ["-m", "simpo.cli", verb, *args.configs, *own]
     sys.stdout.flush()
     sys.stderr.flush()
     os.execv(command[0], [*command, *overrides])

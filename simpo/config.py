@@ -1,7 +1,7 @@
 """Typed settings of a run, and every check between them that needs neither a model nor data.
 
-`SimPOConfig` (training), `DataConfig` (what is read; it stands in `simpo.data.config`) and `ModelSettings` (what is
-trained) share no field name, so one flat YAML file can hold all three (`simpo.settings`).
+`PreferenceConfig` (training), `DataConfig` (what is read; it stands in `simpo.data.config`) and `ModelSettings` (what
+is trained) share no field name, so one flat YAML file can hold all three (`simpo.settings`).
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from simpo.batching import micro_batches_per_rank
 from simpo.checks import find_problems
 from simpo.data.config import DataConfig
 from simpo.errors import ConfigError
+from simpo.objectives import OBJECTIVES
 
-__all__ = ["DataConfig", "ModelSettings", "SimPOConfig", "defaults_of"]
+__all__ = ["DataConfig", "ModelSettings", "PreferenceConfig", "SimPOConfig", "defaults_of"]
 
 
 def defaults_of(settings_class: type) -> dict[str, Any]:
@@ -42,19 +43,33 @@ def defaults_of(settings_class: type) -> dict[str, Any]:
 
 
 @dataclass(repr=False)  # the inherited __repr__ hides hub tokens
-class SimPOConfig(TrainingArguments):
-    """Training settings: `transformers.TrainingArguments` plus the objective, lengths and batch of SimPO.
+class PreferenceConfig(TrainingArguments):
+    """Training settings: `transformers.TrainingArguments` plus objective, lengths and batch.
 
-        rewards = beta / |y| * log pi(y | x),   loss = -log sigmoid(rewards_chosen - rewards_rejected - gamma)
-
-    Source: SimPO (arXiv 2405.14734), equations 4 to 6. Defaults are the paper's method.
+    Each objective uses some of the settings from `beta` to `alpha`; those that it does not use stay None, and giving
+    one is an error. Left out, one takes the default of the objective's loss (`simpo.losses`).
 
     Args:
-        beta: scale of the length-averaged log-probability; above 0.
+        objective: a name in `simpo.objectives.OBJECTIVES`: simpo, dpo, ipo, kto, r-dpo, cpo, orpo, rrhf, slic-hf,
+            alphapo.
+        beta: scale of rewards; above 0.
         gamma_beta_ratio: target margin gamma divided by beta; 0 or more. `gamma` is computed from both.
-        sft_weight: weight of the chosen responses' mean token negative log-likelihood (nats per token); 0 or more.
-        label_smoothing: probability that a pair's preference is swapped; in [0, 0.5), sigmoid only.
         loss_type: `sigmoid` or `hinge`.
+        label_smoothing: probability that a pair's preference is swapped; in [0, 0.5), sigmoid only.
+        length_normalization: divide log-probs, or log-ratios, by the response's length.
+        tau: regularisation of IPO; above 0.
+        length_penalty: what a token costs under R-DPO; 0 or more.
+        nll_weight: weight of the chosen response's negative log-likelihood (nats, summed over its tokens) under CPO,
+            RRHF and SLiC-HF; 0 or more.
+        odds_weight: weight of ORPO's odds-ratio term; 0 or more.
+        delta: margin of SLiC-HF in nats; above 0.
+        desirable_weight, undesirable_weight: weights of chosen and rejected responses under KTO; 0 or more.
+        alpha: shape of AlphaPO's reward; any number.
+        sft_weight: weight of the chosen responses' mean token negative log-likelihood (nats per token), beside any
+            objective; 0 or more.
+        log_kl: compute the log-probs of the initial policy also where the objective does not need them, and log
+            log-ratios to it.
+        reference_cache: folder of the log-probs of initial policies. None: beside the data sets' cache.
         max_length: tokens of prompt and response together.
         max_prompt_length: tokens that an overlong prompt is cut to; below max_length.
         truncation: `cut` what exceeds max_length, or `drop` the whole pair.
@@ -122,11 +137,31 @@ class SimPOConfig(TrainingArguments):
     )
 
     # The objective.
-    beta: float = field(default=2.0, metadata={"help": "Scale of the length-averaged log-probability."})
-    gamma_beta_ratio: float = field(default=0.5, metadata={"help": "Target margin divided by beta."})
+    objective: str = field(default="simpo", metadata={"help": "Name of the objective."})
+    beta: float | None = field(default=None, metadata={"help": "Scale of rewards."})
+    gamma_beta_ratio: float | None = field(default=None, metadata={"help": "Target margin divided by beta."})
+    loss_type: Literal["sigmoid", "hinge"] | None = field(default=None, metadata={"help": "Form of SimPO's loss."})
+    label_smoothing: float | None = field(default=None, metadata={"help": "Probability that a preference is swapped."})
+    length_normalization: bool | None = field(
+        default=None, metadata={"help": "Divide log-probs, or log-ratios, by the response's length."}
+    )
+    tau: float | None = field(default=None, metadata={"help": "Regularisation of IPO."})
+    length_penalty: float | None = field(default=None, metadata={"help": "What a token costs under R-DPO."})
+    nll_weight: float | None = field(
+        default=None, metadata={"help": "Weight of the chosen response's summed NLL under CPO, RRHF and SLiC-HF."}
+    )
+    odds_weight: float | None = field(default=None, metadata={"help": "Weight of ORPO's odds-ratio term."})
+    delta: float | None = field(default=None, metadata={"help": "Margin of SLiC-HF in nats."})
+    desirable_weight: float | None = field(default=None, metadata={"help": "Weight of KTO's desirable responses."})
+    undesirable_weight: float | None = field(default=None, metadata={"help": "Weight of KTO's undesirable responses."})
+    alpha: float | None = field(default=None, metadata={"help": "Shape of AlphaPO's reward; 0 is SimPO."})
     sft_weight: float = field(default=0.0, metadata={"help": "Weight of the chosen responses' mean token NLL."})
-    label_smoothing: float = field(default=0.0, metadata={"help": "Probability that a preference is swapped."})
-    loss_type: Literal["sigmoid", "hinge"] = field(default="sigmoid", metadata={"help": "Form of the loss."})
+    log_kl: bool = field(
+        default=False, metadata={"help": "Log log-ratios to the initial policy, whatever the objective."}
+    )
+    reference_cache: str | None = field(
+        default=None, metadata={"help": "Folder of cached log-probs of initial policies."}
+    )
 
     # Tokens.
     max_length: int = field(default=1024, metadata={"help": "Tokens of prompt and response together."})
@@ -162,6 +197,9 @@ class SimPOConfig(TrainingArguments):
         problems = find_problems(vars(self))
         if problems:
             raise ConfigError("\n".join(problem.text for problem in problems))
+        for name, default in OBJECTIVES[self.objective].knobs.items():
+            if getattr(self, name) is None:
+                setattr(self, name, default)
         self._settle_kernels()
         # Engines read this number while the parent builds them, so it must be 1 before that.
         accumulation, self.gradient_accumulation_steps = self.gradient_accumulation_steps, 1
@@ -226,8 +264,13 @@ class SimPOConfig(TrainingArguments):
 
     @property
     def gamma(self) -> float:
-        """Target reward margin: beta * gamma_beta_ratio."""
-        return self.beta * self.gamma_beta_ratio
+        """Target reward margin: beta * gamma_beta_ratio; 0 where the objective has none."""
+        return (self.beta or 0.0) * (self.gamma_beta_ratio or 0.0)
+
+    @property
+    def objective_settings(self) -> dict[str, Any]:
+        """The settings that the objective uses, with their values."""
+        return {name: getattr(self, name) for name in OBJECTIVES[self.objective].knobs}
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -241,6 +284,24 @@ class SimPOConfig(TrainingArguments):
         """Most micro-batches of a process in one optimizer step where max_tokens_per_microbatch is not set."""
         assert self.total_train_batch_size is not None  # set in __post_init__
         return micro_batches_per_rank(self.total_train_batch_size, self.per_device_train_batch_size, self.world_size)
+
+
+@dataclass(repr=False)
+class SimPOConfig(PreferenceConfig):
+    """Settings of SimPO, the default of `PreferenceConfig`.
+
+        rewards = beta / |y| * log pi(y | x),   loss = -log sigmoid(rewards_chosen - rewards_rejected - gamma)
+
+    Source: SimPO (arXiv 2405.14734), equations 4 to 6.
+
+    Raises:
+        ConfigError: `objective` names another one.
+    """
+
+    def __post_init__(self) -> None:
+        if self.objective != "simpo":
+            raise ConfigError(f"SimPOConfig with objective={self.objective!r}; write PreferenceConfig")
+        super().__post_init__()
 
 
 @dataclass

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from simpo.losses import PairLogps, PairLosses
+from simpo.losses import PairLogps, PairLosses, log_ratios
 
 # Columns of the per-pair results, in this order. The log keys are those of TRL; the averages are nats per token.
 PAIR_METRICS = (
@@ -32,21 +32,34 @@ def pair_metrics(logps: PairLogps, results: PairLosses) -> dict[str, Tensor]:
 
     Returns:
         [B] float32 for each name in `PAIR_METRICS`. `logps/*` are means over the response's tokens (nats per token),
-        `rewards/accuracies` is 1 where the chosen response has the larger reward.
+        `rewards/accuracies` is 1 where the chosen response has the larger reward. With log-probs of the initial policy
+        also `log_ratios/*`, log pi(y) / ref(y) in nats, and with an estimate of it `kl`. Numbers of a response that an
+        unpaired row does not have, and of pairs there, are NaN.
     """
-    margins = results.chosen_rewards - results.rejected_rewards
+    has_chosen, has_rejected = (_nan_where_zero(lengths) for lengths in (logps.chosen_lengths, logps.rejected_lengths))
+    margins = (results.chosen_rewards - results.rejected_rewards) * has_chosen * has_rejected
     columns = (
         results.losses.detach(),
-        results.chosen_rewards,
-        results.rejected_rewards,
+        results.chosen_rewards * has_chosen,
+        results.rejected_rewards * has_rejected,
         margins,
-        (margins > 0).float(),
+        (margins > 0).float() * has_chosen * has_rejected,
         (logps.chosen / logps.chosen_lengths).detach(),
         (logps.rejected / logps.rejected_lengths).detach(),
-        logps.chosen_lengths.float(),
-        logps.rejected_lengths.float(),
+        logps.chosen_lengths * has_chosen,
+        logps.rejected_lengths * has_rejected,
     )
-    return dict(zip(PAIR_METRICS, columns, strict=True))
+    metrics = dict(zip(PAIR_METRICS, columns, strict=True))
+    if logps.ref_chosen is not None:
+        chosen, rejected = log_ratios(logps)
+        metrics |= {"log_ratios/chosen": chosen * has_chosen, "log_ratios/rejected": rejected * has_rejected}
+    if logps.kl is not None:
+        metrics["kl"] = logps.kl.expand_as(logps.chosen)
+    return metrics
+
+
+def _nan_where_zero(lengths: Tensor) -> Tensor:
+    return torch.where(lengths > 0, 1.0, torch.nan)
 
 
 def _widest(device: torch.device) -> torch.dtype:
@@ -61,14 +74,18 @@ class RunningMeans:
 
     def __init__(self) -> None:
         self._names: tuple[str, ...] = ()
-        self._sums: Tensor | None = None  # [M + 1] weighted sums, then the sum of weights
+        self._sums: Tensor | None = None  # [2, M] weighted sums, and the sums of their weights
         self._tokens = 0
 
     def add(self, metrics: Mapping[str, Tensor], weights: Tensor, tokens: int = 0) -> None:
-        """Add a micro-batch: [B] for each metric, the [B] weights (0 for fillers), and the tokens it processed."""
+        """Add a micro-batch: [B] for each metric, the [B] weights (0 for fillers), and the tokens it processed.
+
+        A metric that is NaN for a pair is left out of that metric's mean.
+        """
         self._names = tuple(metrics)
-        rows = torch.stack([*metrics.values(), torch.ones_like(weights)]).float()
-        sums = (rows * weights).sum(dim=1)
+        rows = torch.stack([*metrics.values()]).float()
+        present = ~rows.isnan() * weights
+        sums = torch.stack([(rows.nan_to_num(0.0) * present).sum(dim=1), present.sum(dim=1)])
         self._sums = sums if self._sums is None else self._sums + sums
         self._tokens += tokens
 
@@ -80,11 +97,11 @@ class RunningMeans:
         if self._sums is None:
             return {}
         wide = _widest(self._sums.device)
-        local = torch.cat((self._sums.to(wide), self._sums.new_tensor([self._tokens], dtype=wide)))
-        *sums, count, tokens = accelerator.reduce(local, reduction="sum").tolist()
+        local = torch.cat((self._sums.to(wide).flatten(), self._sums.new_tensor([self._tokens], dtype=wide)))
+        *sums, tokens = accelerator.reduce(local, reduction="sum").tolist()
         self._sums, self._tokens = None, 0
-        means = {name: value / count for name, value in zip(self._names, sums, strict=True)} if count else {}
-        return means | {"num_tokens": tokens}
+        columns = zip(self._names, sums, sums[len(self._names) :], strict=False)
+        return {name: value / count for name, value, count in columns if count} | {"num_tokens": tokens}
 
 
 class PairResults:

@@ -6,12 +6,12 @@ devices, the engine, or how a step is cut.
 """
 
 import contextlib
-import functools
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, cast
 
+import numpy as np
 import torch
 from accelerate.utils import DistributedType, DynamoBackend, TorchDynamoPlugin
 from datasets import Dataset
@@ -21,13 +21,15 @@ from torch.utils.data import DataLoader
 from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, Trainer
 from transformers.trainer_utils import EvalLoopOutput, denumpify_detensorize
 
-from simpo.batching import Budget, PlanSummary, StepSampler
-from simpo.config import SimPOConfig
+from simpo.batching import PlanSummary, StepSampler
+from simpo.config import PreferenceConfig
 from simpo.data.tokenize import TokenizeReport, is_tokenized, tokenized
 from simpo.errors import ConfigError, DataError, ModelError
 from simpo.forward import attention_backend
-from simpo.logps import response_logps
-from simpo.losses import Objective, PairLogps, PairLosses, simpo_loss, step_loss
+from simpo.initial_policy import InitialPolicy, ReferenceCallback, named_sets
+from simpo.loaders import PackLoaders
+from simpo.logps import response_logps as sum_responses
+from simpo.losses import Objective, PairLogps, PairLosses, step_loss
 from simpo.metrics import PairResults, RunningMeans, pair_metrics
 from simpo.model import (
     build_policy,
@@ -38,18 +40,24 @@ from simpo.model import (
     load_model_config,
     load_tokenizer,
 )
-from simpo.packing import PackedBatch, PackedDataset, StepDataLoader, only_pack, packed_tokens
+from simpo.objectives import OBJECTIVES
+from simpo.packing import PackedBatch, PackedDataset
 from simpo.parity import MODEL_INPUTS, check_parity
+from simpo.reference import policy_fingerprint
 
 logger = logging.getLogger(__name__)
 
 
 class PreferenceTrainer(Trainer):
-    """Train a decoder model on preference pairs with packs, for an objective given as a function.
+    """Train a decoder model on preference pairs with packs, with any objective.
+
+    Where the objective compares with the initial policy, its log-probs are computed in one pass at the start of
+    training (or of an evaluation), kept on disk (`args.reference_cache`) and used again; there is no second model.
+    Data with the columns `ref_chosen` and `ref_rejected` bring their own.
 
     Args:
         model: a path or hub name, a causal language model, or a PEFT model around one.
-        args: settings; `SimPOConfig()` when None.
+        args: settings; `PreferenceConfig()` when None.
         train_dataset: raw pairs in one of TRL's formats, or tokenised ones (with `prompt_ids` ...).
         eval_dataset: the same, or a dict of them by name.
         processing_class: tokenizer; loaded with the model when None.
@@ -58,19 +66,19 @@ class PreferenceTrainer(Trainer):
         callbacks, optimizers: as in transformers.
         compute_metrics: called after evaluation with an EvalPrediction whose `predictions` is a dict of [N] arrays by
             the names of `simpo.metrics.PAIR_METRICS`, in the order of the data set.
-        objective: maps `PairLogps` to `PairLosses`.
+        objective: maps `PairLogps` to `PairLosses`; by default the one that `args.objective` names.
 
     Raises:
         ConfigError, DataError, ModelError: what is wrong, where, and what to write instead.
     """
 
-    args: SimPOConfig
+    args: PreferenceConfig
     objective: Objective
 
     def __init__(
         self,
         model: str | PreTrainedModel | nn.Module,
-        args: SimPOConfig | None = None,
+        args: PreferenceConfig | None = None,
         train_dataset: Any = None,
         eval_dataset: Any = None,
         processing_class: PreTrainedTokenizerBase | None = None,
@@ -81,8 +89,17 @@ class PreferenceTrainer(Trainer):
         compute_metrics: Any = None,
         objective: Objective | None = None,
     ) -> None:
-        args = SimPOConfig() if args is None else args
-        self.objective = objective or self.build_objective(args)
+        args = PreferenceConfig() if args is None else args
+        spec = OBJECTIVES[args.objective]
+        self.objective = objective or spec.bind(args.objective_settings)
+        self._needs_kl = objective is None and spec.kl
+        self._kl: Tensor | None = None
+        reference = args.log_kl or (objective is None and spec.reference)
+        self._initial_policy: InitialPolicy | None = None
+        if reference:
+            fingerprint = policy_fingerprint(model, _hub_options(args).get("revision"))
+            self._initial_policy = InitialPolicy(self, fingerprint, fresh_adapter=peft_config is not None)
+        self.loaders = PackLoaders(args, mismatched=self._needs_kl)
         self.train_report: TokenizeReport | None = None
         self.eval_reports: dict[str, TokenizeReport] = {}
         tokenizer = processing_class or _tokenizer_of(model, args)
@@ -104,6 +121,7 @@ class PreferenceTrainer(Trainer):
             disable_dropout(policy)
         _use_one_device_per_process(args)
         self._train_means, self._eval_results = RunningMeans(), PairResults()
+        self._look: Callable[[nn.Module, PackedBatch], dict[str, Tensor]] = self._pair_metrics
         self._parity_checked = self._evaluated_first = False
         super().__init__(
             model=policy,
@@ -116,6 +134,8 @@ class PreferenceTrainer(Trainer):
             compute_metrics=compute_metrics,
             data_collator=cast(Any, list),  # packing happens in PackedDataset
         )
+        if self._initial_policy is not None:
+            self.add_callback(ReferenceCallback(self))
         self._keep_float32_results()
         if args.use_liger_kernel:
             check_liger_kernel(policy)
@@ -147,14 +167,10 @@ class PreferenceTrainer(Trainer):
         if plugin is not None and isinstance(policy, MixedPrecisionPolicy):
             plugin.mixed_precision_policy = float32_results(policy)
 
-    def build_objective(self, args: SimPOConfig) -> Objective:
-        """The objective that `args` ask for; subclasses say which."""
-        raise ConfigError("PreferenceTrainer needs an objective; pass objective=..., or use SimPOTrainer")
-
     # Data
 
     def _tokenize_datasets(
-        self, train: Any, evaluation: Any, tokenizer: PreTrainedTokenizerBase, args: SimPOConfig
+        self, train: Any, evaluation: Any, tokenizer: PreTrainedTokenizerBase, args: PreferenceConfig
     ) -> tuple[Any, Any]:
         with args.main_process_first(desc="tokenising"):
             if train is not None:
@@ -181,21 +197,12 @@ class PreferenceTrainer(Trainer):
                 f"the train_dataset's {len(sampler.tokens)} pairs do not fill one step of {sampler.pairs_per_step}; "
                 "lower total_train_batch_size, or set dataloader_drop_last: false"
             )
-        return self._loader(self.train_dataset, sampler, list)
+        return self.loaders.train(self.train_dataset, sampler)
 
     def _train_sampler(self) -> StepSampler:
         if self.train_dataset is None:
             raise DataError("training needs a train_dataset; pass one to the trainer")
-        assert self.args.total_train_batch_size is not None  # SimPOConfig computes it
-        return StepSampler(
-            packed_tokens(self.train_dataset, prefix_sharing=self.args.prefix_sharing),
-            pairs_per_step=self.args.total_train_batch_size,
-            budget=Budget(self.args.per_device_train_batch_size, self.args.max_tokens_per_microbatch),
-            world_size=self.accelerator.num_processes,
-            rank=self.accelerator.process_index,
-            seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
-            drop_last=self.args.dataloader_drop_last,
-        )
+        return self.loaders.train_sampler(self.train_dataset, self.accelerator)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
         """Loader that yields packed micro-batches in the data set's order, cut over the ranks."""
@@ -209,31 +216,11 @@ class PreferenceTrainer(Trainer):
                 dataset, _ = tokenized(dataset, self.processing_class, self.args, "eval")
         if not len(dataset):
             raise DataError("the eval_dataset holds no pairs")
-        pairs = self.args.per_device_eval_batch_size
-        sampler = StepSampler(
-            packed_tokens(dataset, prefix_sharing=self.args.prefix_sharing),
-            pairs_per_step=pairs * self.accelerator.num_processes,
-            budget=Budget(pairs),
-            world_size=self.accelerator.num_processes,
-            rank=self.accelerator.process_index,
-        )
-        return self._loader(dataset, sampler, only_pack)
+        return self.loaders.ordered(self.loaders.packs_of(dataset), self.accelerator)
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
         """The same loader as for evaluation."""
         return self.get_eval_dataloader(test_dataset)
-
-    def _loader(self, dataset: Any, sampler: StepSampler, collate: Any) -> DataLoader[Any]:
-        workers = self.args.dataloader_num_workers
-        return StepDataLoader(
-            cast(Any, PackedDataset(dataset, prefix_sharing=self.args.prefix_sharing)),
-            batch_sampler=cast(Any, sampler),
-            collate_fn=collate,
-            num_workers=workers,
-            pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
-            persistent_workers=self.args.dataloader_persistent_workers and workers > 0,
-            prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
-        )
 
     def get_total_train_batch_size(self, args: Any) -> int:
         """Pairs per optimizer step over all devices."""
@@ -241,7 +228,46 @@ class PreferenceTrainer(Trainer):
 
     def _prepare_inputs(self, inputs: Any) -> Any:
         """Move one pack to the device."""
-        return {key: value.to(self.args.device, non_blocking=True) for key, value in inputs.items()}
+        return {
+            key: self._prepare_inputs(value)
+            if isinstance(value, Mapping)
+            else value.to(self.args.device, non_blocking=True)
+            for key, value in inputs.items()
+        }
+
+    # The initial policy
+
+    def compute_references(self) -> None:
+        """Log-probs of the initial policy for all data sets, cached or computed now; every process must call it.
+
+        Training and evaluation do this by themselves.
+
+        Raises:
+            ConfigError: the cache holds numbers of another model, or there are none and the policy is already trained.
+        """
+        if self._initial_policy is not None:
+            for name, dataset in named_sets(self.train_dataset, self.eval_dataset).items():
+                self._initial_policy.fill(self.loaders.packs_of(dataset), name)
+
+    def observe(
+        self, dataloader: DataLoader[Any], look: Callable[[nn.Module, PackedBatch], dict[str, Tensor]]
+    ) -> dict[str, np.ndarray]:
+        """What `look` says of each pair of an evaluation loader, in order; every process must call it.
+
+        Args:
+            dataloader: of packed micro-batches.
+            look: model and pack -> [B] for each name.
+
+        Returns:
+            [N] float64 for each name.
+        """
+        self._eval_results, self._look = PairResults(), look
+        try:
+            super().evaluation_loop(dataloader, "Scoring", True)
+        finally:
+            self._look = self._pair_metrics
+        self.callback_handler.on_predict(self.args, self.state, self.control, {})  # closes the progress bar
+        return self._eval_results.gather(self.accelerator)
 
     # Training
 
@@ -272,10 +298,13 @@ class PreferenceTrainer(Trainer):
         for pack in (pack for step in steps for pack in step):
             counts[0] += pack["pair_weights"].sum()
             counts[1] += (pack["pair_weights"] * pack["chosen_lengths"]).sum()
+        counts.clamp_(min=1e-9)  # a step may hold no chosen response
         return steps, cast(Tensor, self.accelerator.reduce(counts.to(device, non_blocking=True), reduction="sum"))
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """Forward and backward of all micro-batches of one optimizer step; gradients are synchronised at the last."""
+        if self._needs_kl:
+            self._kl = self._estimate_kl(model, inputs)
         total = torch.zeros((), device=self.args.device)
         for number, pack in enumerate(inputs, start=1):
             last = number == len(inputs)
@@ -287,6 +316,21 @@ class PreferenceTrainer(Trainer):
                 self.accelerator.sync_gradients = last
                 total += super().training_step(model, pack, num_items_in_batch)
         return total
+
+    def _estimate_kl(self, model: nn.Module, packs: Iterable[PackedBatch]) -> Tensor:
+        """KL(pi || ref) in nats, at least 0, from the mismatched pairs of a whole step over all ranks."""
+        model.eval()
+        sums = torch.zeros(2, device=self.args.device)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            for pack in packs:
+                inputs = self._prepare_inputs(pack["mismatched"])
+                sums[0] += (self._mismatched_log_ratios(model, inputs) * inputs["pair_weights"]).sum()
+                sums[1] += inputs["pair_weights"].sum()
+        total, count = cast(Tensor, self.accelerator.reduce(sums, reduction="sum"))
+        return (total / count).clamp(min=0)
+
+    def _mismatched_log_ratios(self, model: nn.Module, pack: PackedBatch) -> Tensor:
+        return self.response_logps(model, pack)[0] - pack["ref_chosen"]
 
     def compute_loss(
         self,
@@ -311,12 +355,28 @@ class PreferenceTrainer(Trainer):
         return (loss, results) if return_outputs else loss
 
     def _score(self, model: nn.Module, pack: PackedBatch) -> tuple[PairLogps, PairLosses]:
+        chosen, rejected = self.response_logps(model, pack)
+        logps = PairLogps(
+            chosen,
+            rejected,
+            pack["chosen_lengths"],
+            pack["rejected_lengths"],
+            pack.get("ref_chosen"),
+            pack.get("ref_rejected"),
+            self._kl,
+        )
+        return logps, self.objective(logps)
+
+    def response_logps(self, model: nn.Module, pack: PackedBatch) -> tuple[Tensor, Tensor]:
+        """[B], [B] log-probs of chosen and rejected responses, summed, in nats."""
         self._check_parity_once(model)
         token_logps = model(**{key: pack[key] for key in MODEL_INPUTS})  # type: ignore[literal-required]
         lengths = torch.stack((pack["chosen_lengths"], pack["rejected_lengths"]), dim=1)
-        chosen, rejected = response_logps(token_logps, lengths.flatten()).view(-1, 2).unbind(dim=1)
-        logps = PairLogps(chosen, rejected, pack["chosen_lengths"], pack["rejected_lengths"])
-        return logps, self.objective(logps)
+        chosen, rejected = sum_responses(token_logps, lengths.flatten()).view(-1, 2).unbind(dim=1)
+        return chosen, rejected
+
+    def _pair_metrics(self, model: nn.Module, pack: PackedBatch) -> dict[str, Tensor]:
+        return pair_metrics(*self._score(model, pack))
 
     def _check_parity_once(self, model: nn.Module) -> None:
         if self._parity_checked:
@@ -360,8 +420,8 @@ class PreferenceTrainer(Trainer):
         """Score one pack; the results are gathered once, at the end of the evaluation loop."""
         pack = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
-            logps, results = self._score(model, pack)
-        self._eval_results.add(pair_metrics(logps, results), pack["pair_weights"], pack["pair_index"])
+            observed = self._look(model, pack)
+        self._eval_results.add(observed, pack["pair_weights"], pack["pair_index"])
         return None, None, None
 
     def evaluation_loop(
@@ -378,10 +438,17 @@ class PreferenceTrainer(Trainer):
             if plugin is not None and plugin.zero_stage != 3:
                 raise ConfigError("evaluate() before train() needs ZeRO-3 here; set eval_on_start: true instead")
             self._evaluated_first = True
+        if self._initial_policy is not None:
+            self._initial_policy.fill(cast(PackedDataset, dataloader.dataset), metric_key_prefix)
+        if self._needs_kl:
+            ratios = self.observe(
+                dataloader, lambda model, pack: {"kl": self._mismatched_log_ratios(model, pack["mismatched"])}
+            )
+            self._kl = torch.tensor(max(0.0, float(ratios["kl"].mean())), device=self.args.device)
         self._eval_results = PairResults()
         output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
         results = self._eval_results.gather(self.accelerator)
-        means = {name: float(values.mean()) for name, values in results.items()}
+        means = {name: float(_mean_of(name, values)) for name, values in results.items()}
         if self.args.sft_weight:
             tokens = results["lengths/chosen"]
             nll = -float((results["logps/chosen"] * tokens).sum() / tokens.sum())
@@ -405,41 +472,43 @@ class SimPOTrainer(PreferenceTrainer):
     Example:
         ```python
         from datasets import load_dataset
-        from simpo import SimPOConfig, SimPOTrainer
+        from simpo import PreferenceConfig, SimPOTrainer
 
         trainer = SimPOTrainer(
             model="meta-llama/Meta-Llama-3-8B-Instruct",
-            args=SimPOConfig(output_dir="outputs/llama-3-8b-simpo", beta=10.0, gamma_beta_ratio=0.3),
+            args=PreferenceConfig(output_dir="outputs/llama-3-8b-simpo", beta=10.0, gamma_beta_ratio=0.3),
             train_dataset=load_dataset("princeton-nlp/llama3-ultrafeedback-armorm", split="train"),
         )
         trainer.train()
         ```
     """
 
-    def build_objective(self, args: SimPOConfig) -> Objective:
-        """`simpo_loss` at the beta, margin, loss type and label smoothing of `args`."""
-        return functools.partial(
-            simpo_loss,
-            beta=args.beta,
-            gamma_beta_ratio=args.gamma_beta_ratio,
-            loss_type=args.loss_type,
-            label_smoothing=args.label_smoothing,
-        )
+    def __init__(
+        self, model: str | PreTrainedModel | nn.Module, args: PreferenceConfig | None = None, *more: Any, **named: Any
+    ) -> None:
+        if args is not None and args.objective != "simpo":
+            raise ConfigError(f"SimPOTrainer with objective: {args.objective}; use PreferenceTrainer")
+        super().__init__(model, args, *more, **named)
 
 
-def _hub_options(args: SimPOConfig) -> dict[str, Any]:
+def _mean_of(name: str, values: np.ndarray) -> np.floating[Any]:
+    """Numbers that an unpaired row does not have are left out; a loss is never."""
+    return values.mean() if name == "loss" or not np.isnan(values).any() else np.nanmean(values)
+
+
+def _hub_options(args: PreferenceConfig) -> dict[str, Any]:
     options = cast(dict[str, Any], args.model_init_kwargs or {})
     return {key: options[key] for key in ("revision", "trust_remote_code") if key in options}
 
 
-def _tokenizer_of(model: str | nn.Module, args: SimPOConfig) -> PreTrainedTokenizerBase:
+def _tokenizer_of(model: str | nn.Module, args: PreferenceConfig) -> PreTrainedTokenizerBase:
     name = model if isinstance(model, str) else getattr(getattr(model, "config", None), "name_or_path", "")
     if not name:
         raise ModelError("the model does not know where it came from; pass its tokenizer as processing_class")
     return load_tokenizer(name, **_hub_options(args))
 
 
-def _use_one_device_per_process(args: SimPOConfig) -> None:
+def _use_one_device_per_process(args: PreferenceConfig) -> None:
     if args.n_gpu > 1:  # torch.nn.DataParallel would cut the packed row in pieces
         logger.warning(
             "%d GPUs are visible to one process; using the first. Start with `accelerate launch`", args.n_gpu

@@ -22,7 +22,7 @@ from simpo.audit.show import open_console, show
 from simpo.audit.statistics import set_statistics
 from simpo.audit.texts import read_texts, text_facts
 from simpo.audit.tokens import ShownPair, shown_pairs
-from simpo.config import SimPOConfig
+from simpo.config import PreferenceConfig
 from simpo.data.chat import resolve_chat_template
 from simpo.data.load import load_datasets
 from simpo.data.schema import Pair, normalise
@@ -109,7 +109,11 @@ def inspect_run(settings: RunSettings, options: InspectOptions) -> Inspection:
 
 
 def check_sample(
-    train: Dataset, evaluation: Dataset | None, tokenizer: PreTrainedTokenizerBase, own_template: Any, args: SimPOConfig
+    train: Dataset,
+    evaluation: Dataset | None,
+    tokenizer: PreTrainedTokenizerBase,
+    own_template: Any,
+    args: PreferenceConfig,
 ) -> list[str]:
     """The checks on a sample of each set, before weights are read.
 
@@ -144,7 +148,7 @@ def audit_set(
     name: str,
     data: Dataset,
     tokenizer: PreTrainedTokenizerBase,
-    args: SimPOConfig,
+    args: PreferenceConfig,
     limit: int | None,
     searches: list[OverlapSearch],
 ) -> Audited:

@@ -32,7 +32,7 @@ from simpo.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from simpo.config import SimPOConfig
+    from simpo.config import PreferenceConfig
 
 _EXAMPLES = 5
 _SOURCES = ("schema.py", "chat.py", "ids.py", "encode.py", "truncate.py", "tokenize.py")
@@ -191,7 +191,7 @@ def tokenize_pairs(
     return mapped.select_columns([*TOKEN_COLUMNS, "row"]), report
 
 
-def tokenized(dataset: Any, tokenizer: Any, args: SimPOConfig, name: str) -> tuple[Dataset, TokenizeReport | None]:
+def tokenized(dataset: Any, tokenizer: Any, args: PreferenceConfig, name: str) -> tuple[Dataset, TokenizeReport | None]:
     """A data set of token ids: as it is, or tokenised by the settings, with the account of its rows.
 
     Raises:

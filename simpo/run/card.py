@@ -6,7 +6,9 @@ from typing import Any
 
 import yaml
 
+from simpo.objectives import OBJECTIVES
 from simpo.settings import RunSettings
+from simpo.settings.oldnames import show
 
 _CITATION = """\
 ```bibtex
@@ -23,10 +25,11 @@ _CITATION = """\
 def model_card(settings: RunSettings, manifest: Mapping[str, Any], metrics: Mapping[str, float]) -> str:
     """Markdown with the hub's metadata: objective, hyper-parameters, data, metrics, citation."""
     args, base = settings.training, settings.model.model_name_or_path
+    spec = OBJECTIVES[args.objective]
     sources = list(settings.data.dataset_mixer or {})
     meta: dict[str, Any] = {
         "library_name": "peft" if settings.model.use_peft else "transformers",
-        "tags": ["simpo", "preference-optimization", "alignment"],
+        "tags": [args.objective, "preference-optimization", "alignment"],
         "pipeline_tag": "text-generation",
     }
     if base and not Path(base).exists():
@@ -38,9 +41,9 @@ def model_card(settings: RunSettings, manifest: Mapping[str, Any], metrics: Mapp
     batch = manifest["effective_batch"]
     hyper = {
         "learning rate": f"{args.learning_rate:g}",
-        "beta": f"{args.beta:g}",
-        "gamma": f"{args.gamma:g} (gamma_beta_ratio {args.gamma_beta_ratio:g})",
-        "SFT weight": f"{args.sft_weight:g}",
+        "objective": spec.title,
+        **{name: show(value) for name, value in args.objective_settings.items()},
+        "sft_weight": f"{args.sft_weight:g}",
         "pairs per step": batch["pairs_per_step"],
         "devices": batch["devices"],
         "epochs": f"{args.num_train_epochs:g}",
@@ -56,8 +59,8 @@ def model_card(settings: RunSettings, manifest: Mapping[str, Any], metrics: Mapp
         [
             "---", yaml.safe_dump(meta, sort_keys=True).strip(), "---", "",
             f"# {name}", "",
-            f"`{base}` tuned with SimPO, a preference objective without a reference model:",
-            "", "    loss = -log sigmoid(beta / |w| log pi(w) - beta / |l| log pi(l) - gamma)", "",
+            f"`{base}` tuned on preferences with {spec.title} ([arXiv {spec.paper}](https://arxiv.org/abs/{spec.paper})).",
+            "",
             "## Settings", "", _table(("setting", "value"), hyper), "",
             "## Data", "", *data, "",
             "## Metrics", "", _table(("metric", "value"), {key: f"{value:.4g}" for key, value in metrics.items()}), "",

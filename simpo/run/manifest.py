@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from simpo.batching import PlanSummary
-from simpo.config import SimPOConfig
+from simpo.config import PreferenceConfig
 from simpo.run.folder import MANIFEST
 from simpo.settings import RunSettings
 
@@ -25,9 +25,8 @@ _PACKAGES = (
 
 # Settings that fix which numbers a run computes. How a step is cut (devices, engine, micro-batch) is not among them.
 _IDENTITY = (
-    "beta", "gamma_beta_ratio", "sft_weight", "label_smoothing", "loss_type", "max_length", "max_prompt_length",
-    "tokenization", "add_empty_system", "total_train_batch_size", "learning_rate", "lr_scheduler_type", "warmup_steps",
-    "lr_scheduler_kwargs",
+    "objective", "sft_weight", "max_length", "max_prompt_length", "tokenization", "add_empty_system",
+    "total_train_batch_size", "learning_rate", "lr_scheduler_type", "warmup_steps", "lr_scheduler_kwargs",
     "num_train_epochs", "max_steps", "optim", "weight_decay", "max_grad_norm", "adam_beta1", "adam_beta2",
     "adam_epsilon", "bf16", "fp16", "seed", "data_seed",
     "dataloader_drop_last", "disable_dropout",
@@ -37,6 +36,7 @@ _IDENTITY = (
 def run_identity(settings: RunSettings, tokenizer: PreTrainedTokenizerBase, pairs: Any) -> dict[str, Any]:
     """What must agree between a checkpoint and the run that goes on from it."""
     identity: dict[str, Any] = {key: getattr(settings.training, key) for key in _IDENTITY}
+    identity |= settings.training.objective_settings
     identity["lr_scheduler_type"] = str(identity["lr_scheduler_type"]).removeprefix("SchedulerType.").lower()
     identity["optim"] = str(identity["optim"]).removeprefix("OptimizerNames.").lower()
     model = settings.model
@@ -112,7 +112,7 @@ def _git(folder: Path, *arguments: str) -> str:
     return done.stdout.strip()
 
 
-def effective_batch(args: SimPOConfig, plan: PlanSummary) -> dict[str, float]:
+def effective_batch(args: PreferenceConfig, plan: PlanSummary) -> dict[str, float]:
     """How a step of pairs is spread over devices and micro-batches, on average."""
     assert args.total_train_batch_size is not None
     micro_batches = plan.micro_batches / max(1, plan.steps)

@@ -5,18 +5,20 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from simpo.batching import PlanSummary
-from simpo.config import SimPOConfig
+from simpo.config import PreferenceConfig
+from simpo.objectives import OBJECTIVES
 from simpo.settings import RunSettings, recommendations
+from simpo.settings.oldnames import show
 
 
-def steps_per_epoch(pairs: int, args: SimPOConfig) -> int:
+def steps_per_epoch(pairs: int, args: PreferenceConfig) -> int:
     """Optimizer steps in one pass over `pairs` pairs; the last may hold fewer."""
     assert args.total_train_batch_size is not None
     cut = math.floor if args.dataloader_drop_last else math.ceil
     return cut(pairs / args.total_train_batch_size)
 
 
-def total_steps(pairs: int, args: SimPOConfig) -> int:
+def total_steps(pairs: int, args: PreferenceConfig) -> int:
     """Optimizer steps of the whole run."""
     return args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps_per_epoch(pairs, args))
 
@@ -72,15 +74,18 @@ def plan_lines(
     return lines
 
 
-def _objective(args: SimPOConfig) -> str:
-    text = (
-        f"SimPO {args.loss_type}: beta {args.beta:g}, gamma {args.gamma:g} (gamma_beta_ratio {args.gamma_beta_ratio:g})"
+def _objective(args: PreferenceConfig) -> str:
+    spec = OBJECTIVES[args.objective]
+    values = ", ".join(
+        f"{name} {show(value)}" for name, value in args.objective_settings.items() if value or value == 0.0
     )
-    extras = {"sft_weight": args.sft_weight, "label_smoothing": args.label_smoothing}
-    return text + "".join(f", {name} {value:g}" for name, value in extras.items() if value)
+    gamma = f" (gamma {args.gamma:g})" if args.gamma else ""
+    sft = f", sft_weight {args.sft_weight:g}" if args.sft_weight else ""
+    reference = "; log-probs of the initial policy are computed first" if spec.reference or args.log_kl else ""
+    return f"{spec.title}: {values}{gamma}{sft}{reference}"
 
 
-def _batch(args: SimPOConfig) -> str:
+def _batch(args: PreferenceConfig) -> str:
     sharing = "prompts shared" if args.prefix_sharing else "prompts repeated"
     if args.max_tokens_per_microbatch is not None:
         size = f"micro-batches of up to {args.max_tokens_per_microbatch:,} tokens"
@@ -92,7 +97,7 @@ def _batch(args: SimPOConfig) -> str:
     return f"{_count(args.world_size, 'device')} x {size} = {args.total_train_batch_size} pairs a step ({sharing})"
 
 
-def _epochs(pairs: int, args: SimPOConfig) -> str:
+def _epochs(pairs: int, args: PreferenceConfig) -> str:
     epochs = total_steps(pairs, args) / max(1, steps_per_epoch(pairs, args))
     return f"{epochs:.3g} x {steps_per_epoch(pairs, args):,} an epoch"
 
@@ -102,7 +107,7 @@ def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun if number == 1 else plural}"
 
 
-def _schedule(args: SimPOConfig, steps: int) -> str:
+def _schedule(args: PreferenceConfig, steps: int) -> str:
     kind = str(args.lr_scheduler_type).removeprefix("SchedulerType.").lower()
     return f"{kind}, peak {args.learning_rate:g} after {args.get_warmup_steps(steps)} warm-up steps"
 

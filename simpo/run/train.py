@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import transformers
@@ -18,19 +18,21 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from simpo.audit.inspect import SAMPLE_ROWS, check_sample, sample_rows
 from simpo.batching import PlanSummary
-from simpo.config import SimPOConfig
+from simpo.config import PreferenceConfig
 from simpo.data.chat import resolve_chat_template
 from simpo.data.load import load_datasets
 from simpo.data.tokenize import TokenizeReport, tokenized
 from simpo.errors import ConfigError
 from simpo.forward import attention_backend
+from simpo.initial_policy import named_sets
 from simpo.model import load_model_config, load_tokenizer, master_dtype
+from simpo.objectives import OBJECTIVES
 from simpo.run.card import model_card
 from simpo.run.folder import CheckpointCallback, check_identity, find_checkpoint, remove_earlier_run
 from simpo.run.manifest import build_manifest, run_identity, write_manifest
 from simpo.run.plan import model_line, plan_lines
 from simpo.settings import RunSettings
-from simpo.trainer import SimPOTrainer
+from simpo.trainer import PreferenceTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -57,12 +59,71 @@ def run_training(
         SimPOError: what is wrong, where, and what to write instead.
     """
     args = settings.training
-    _quiet(args)
-    set_seed(args.seed)
-    _merge_init_kwargs(settings)
+    _begin(settings)
     _check_engine(args)
     checkpoint, folder_note = _checkpoint_of(args, resume_from_checkpoint, overwrite, dry_run)
-    name = str(settings.model.model_name_or_path)
+    inputs = _read_inputs(settings, audit=audit)
+    config, warnings = inputs.config, inputs.warnings
+    if dry_run:
+        sample = _sample_report(inputs.train, inputs.evaluation, inputs.tokenizer, args)
+        _print_plan(settings, config, *sample, notes=[*folder_note, *warnings])
+        return
+    trainer = _build_trainer(settings, inputs)
+    reports = [report for report in (trainer.train_report, *trainer.eval_reports.values()) if report is not None]
+    plan = trainer.plan_summary()
+    pairs = _pairs(trainer.train_dataset), _pairs(trainer.eval_dataset)
+    _print_plan(settings, config, *pairs, reports, trainer, plan, notes=warnings)
+    PartialState().wait_for_everyone()  # every process has looked at the folder before one writes into it
+    if overwrite and checkpoint is None and PartialState().is_main_process:
+        remove_earlier_run(args.output_dir or "")
+    _train(trainer, settings, reports, plan, checkpoint)
+
+
+def run_reference(settings: RunSettings) -> None:
+    """Compute and keep the log-probs of the initial policy that a run with these settings will use.
+
+    Args:
+        settings: of the run.
+
+    Raises:
+        ConfigError: the objective needs none.
+        SimPOError: what is wrong, where, and what to write instead.
+    """
+    args = settings.training
+    if not (OBJECTIVES[args.objective].reference or args.log_kl):
+        raise ConfigError(
+            f"objective: {args.objective} needs no log-probs of the initial policy; write log_kl: true to log "
+            "log-ratios to it all the same"
+        )
+    _begin(settings)
+    trainer = _build_trainer(settings, _read_inputs(settings, audit=False))
+    trainer.compute_references()
+    for name, data in named_sets(trainer.train_dataset, trainer.eval_dataset).items():
+        references = trainer.loaders.packs_of(data).references
+        means = ", ".join(f"{key} {values.mean():.2f}" for key, values in references.items())
+        _say(f"{name}: {_pairs(data):,} pairs; mean log-probs in nats: {means}")
+    trainer.accelerator.wait_for_everyone()
+    trainer.accelerator.end_training()
+
+
+class _Inputs(NamedTuple):
+    """What a run is made from, before any weight is read."""
+
+    config: PretrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    train: Dataset
+    evaluation: Dataset | None
+    warnings: list[str]
+
+
+def _begin(settings: RunSettings) -> None:
+    _quiet(settings.training)
+    set_seed(settings.training.seed)
+    _merge_init_kwargs(settings)
+
+
+def _read_inputs(settings: RunSettings, *, audit: bool) -> _Inputs:
+    args, name = settings.training, str(settings.model.model_name_or_path)
     hub: dict[str, Any] = {
         "revision": settings.model.model_revision,
         "trust_remote_code": settings.model.trust_remote_code,
@@ -76,30 +137,22 @@ def run_training(
     with args.main_process_first(desc="reading data"):
         train, evaluation = load_datasets(settings.data, seed=args.seed)
         warnings = check_sample(train, evaluation, tokenizer, own_template, args) if audit else []
-    if dry_run:
-        sample = _sample_report(train, evaluation, tokenizer, args)
-        _print_plan(settings, config, *sample, notes=[*folder_note, *warnings])
-        return
-    trainer = SimPOTrainer(
-        model=name,
-        args=args,
-        train_dataset=train,
-        eval_dataset=evaluation,
-        processing_class=tokenizer,
+    return _Inputs(config, tokenizer, train, evaluation, warnings)
+
+
+def _build_trainer(settings: RunSettings, inputs: _Inputs) -> PreferenceTrainer:
+    return PreferenceTrainer(
+        model=str(settings.model.model_name_or_path),
+        args=settings.training,
+        train_dataset=inputs.train,
+        eval_dataset=inputs.evaluation,
+        processing_class=inputs.tokenizer,
         peft_config=settings.model.peft_config(),
         quantization_config=settings.model.quantization_config(),
     )
-    reports = [report for report in (trainer.train_report, *trainer.eval_reports.values()) if report is not None]
-    plan = trainer.plan_summary()
-    pairs = _pairs(trainer.train_dataset), _pairs(trainer.eval_dataset)
-    _print_plan(settings, config, *pairs, reports, trainer, plan, notes=warnings)
-    PartialState().wait_for_everyone()  # every process has looked at the folder before one writes into it
-    if overwrite and checkpoint is None and PartialState().is_main_process:
-        remove_earlier_run(args.output_dir or "")
-    _train(trainer, settings, reports, plan, checkpoint)
 
 
-def _check_engine(args: SimPOConfig) -> None:
+def _check_engine(args: PreferenceConfig) -> None:
     plugin = getattr(args, "deepspeed_plugin", None)
     if plugin is None or plugin.zero_stage != 3:
         return
@@ -112,7 +165,7 @@ def _check_engine(args: SimPOConfig) -> None:
 
 
 def _checkpoint_of(
-    args: SimPOConfig, resume: str | bool | None, overwrite: bool, dry_run: bool
+    args: PreferenceConfig, resume: str | bool | None, overwrite: bool, dry_run: bool
 ) -> tuple[Path | None, list[str]]:
     """The checkpoint to go on from. A dry run only notes what would stop the run here."""
     try:
@@ -124,7 +177,7 @@ def _checkpoint_of(
     return checkpoint, [f"goes on from {checkpoint}"] if checkpoint else []
 
 
-def _quiet(args: SimPOConfig) -> None:
+def _quiet(args: PreferenceConfig) -> None:
     """Library messages by `log_level`; ours at info on the main process."""
     level = args.get_process_log_level()
     transformers.utils.logging.set_verbosity(level)
@@ -135,13 +188,13 @@ def _quiet(args: SimPOConfig) -> None:
 def _merge_init_kwargs(settings: RunSettings) -> None:
     model = settings.model
     given = settings.training.model_init_kwargs or {}
-    assert isinstance(given, dict)  # SimPOConfig parsed it
+    assert isinstance(given, dict)  # PreferenceConfig parsed it
     named = {"dtype": model.dtype, "revision": model.model_revision, "trust_remote_code": model.trust_remote_code}
     settings.training.model_init_kwargs = {key: value for key, value in named.items() if value} | given
 
 
 def _sample_report(
-    train: Dataset, evaluation: Dataset | None, tokenizer: PreTrainedTokenizerBase, args: SimPOConfig
+    train: Dataset, evaluation: Dataset | None, tokenizer: PreTrainedTokenizerBase, args: PreferenceConfig
 ) -> tuple[int, int, list[TokenizeReport]]:
     """Tokenise a sample of each set; pair counts are extrapolated from it."""
     counts, reports = [], []
@@ -164,7 +217,7 @@ def _print_plan(
     train_pairs: int,
     eval_pairs: int,
     reports: Iterable[TokenizeReport],
-    trainer: SimPOTrainer | None = None,
+    trainer: PreferenceTrainer | None = None,
     plan: PlanSummary | None = None,
     notes: Iterable[str] = (),
 ) -> None:
@@ -196,7 +249,7 @@ def _print_plan(
     print("\n".join([*lines, *notes]), flush=True)
 
 
-def engine_name(args: SimPOConfig, trainer: SimPOTrainer | None = None) -> str:
+def engine_name(args: PreferenceConfig, trainer: PreferenceTrainer | None = None) -> str:
     """What drives the run: one process, DDP, DeepSpeed with its stage, or FSDP, on how many processes."""
     plugin = getattr(args, "deepspeed_plugin", None)
     if plugin is not None:
@@ -208,7 +261,7 @@ def engine_name(args: SimPOConfig, trainer: SimPOTrainer | None = None) -> str:
 
 
 def _train(
-    trainer: SimPOTrainer,
+    trainer: PreferenceTrainer,
     settings: RunSettings,
     reports: Iterable[TokenizeReport],
     plan: PlanSummary,
@@ -256,20 +309,20 @@ def _train(
     trainer.accelerator.end_training()
 
 
-def _push(trainer: SimPOTrainer, folder: str) -> None:
+def _push(trainer: PreferenceTrainer, folder: str) -> None:
     # not Trainer.push_to_hub, which would write the float32 masters and a card of its own over what is there
     from huggingface_hub import upload_folder
 
     upload_folder(
         repo_id=str(trainer.hub_model_id),
         folder_path=folder,
-        commit_message="Model trained with SimPO",
+        commit_message=f"Model trained with {OBJECTIVES[trainer.args.objective].title}",
         token=trainer.args.hub_token,
         ignore_patterns=["checkpoint-*"],
     )
 
 
-def export_model(trainer: SimPOTrainer, folder: str) -> None:
+def export_model(trainer: PreferenceTrainer, folder: str) -> None:
     """Write the trained model where `from_pretrained` and vLLM find it, in one place; every process must call it.
 
     Weights are gathered from all shards. A run that computes in 16 bits leaves 16-bit weights; its float32 masters stay

@@ -10,7 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from simpo.config import DataConfig, ModelSettings, SimPOConfig
+from simpo.config import DataConfig, ModelSettings, PreferenceConfig
 from simpo.settings.oldnames import show
 
 
@@ -33,7 +33,7 @@ class FieldType:
     @classmethod
     def of_number(cls) -> "FieldType":
         """The type of a number that no dataclass holds."""
-        return cls(SimPOConfig, float)
+        return cls(PreferenceConfig, float)
 
     def fit(self, value: Any, text: str | None) -> Any:
         """`value` as the setting's type; where that fails, the `text` it was written as.
@@ -84,7 +84,7 @@ class FieldType:
 def field_types() -> dict[str, FieldType]:
     """Every setting by its name."""
     found: dict[str, FieldType] = {}
-    for owner in (ModelSettings, DataConfig, SimPOConfig):
+    for owner in (ModelSettings, DataConfig, PreferenceConfig):
         hints = get_type_hints(owner)
         for item in fields(owner):
             if not item.init:

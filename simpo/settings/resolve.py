@@ -1,7 +1,7 @@
 """One flat YAML file (or several, a later one wins) plus overrides -> typed, checked settings of a run.
 
-Everything that can be known from the text alone is checked before `SimPOConfig` is built, because building it starts
-accelerate and looks for devices.
+Everything that can be known from the text alone is checked before `PreferenceConfig` is built, because building it
+starts accelerate and looks for devices.
 """
 
 import difflib
@@ -14,8 +14,9 @@ from typing import Any
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from simpo.checks import find_problems, is_number
-from simpo.config import DataConfig, ModelSettings, SimPOConfig, defaults_of
+from simpo.config import DataConfig, ModelSettings, PreferenceConfig, defaults_of
 from simpo.errors import ConfigError
+from simpo.objectives import OBJECTIVES, all_knobs
 from simpo.settings.entries import COMMAND_LINE, Entry, read_overrides, read_yaml
 from simpo.settings.fieldtypes import FieldType, Misfit, field_types
 from simpo.settings.oldnames import ALIASES, GAMMA_NAMES, OLD_NAMES, RENAMED, convert, show
@@ -47,7 +48,7 @@ class RunSettings:
 
     model: ModelSettings
     data: DataConfig
-    training: SimPOConfig
+    training: PreferenceConfig
     resolved: dict[str, Any]
     conversions: list[str]
     files: list[Path]
@@ -91,12 +92,12 @@ def read_settings(files: Paths, overrides: Sequence[str] = ()) -> RunSettings:
     """
     checked = _check(files, overrides)
     where = ", ".join(str(path) for path in checked.files) or COMMAND_LINE
-    parts: dict[type, dict[str, Any]] = {ModelSettings: {}, DataConfig: {}, SimPOConfig: {}}
+    parts: dict[type, dict[str, Any]] = {ModelSettings: {}, DataConfig: {}, PreferenceConfig: {}}
     for key, value in checked.values.items():
         parts[field_types()[key].owner][key] = value
     try:
         model, data = ModelSettings(**parts[ModelSettings]), DataConfig(**parts[DataConfig])
-        training = SimPOConfig(**parts[SimPOConfig])
+        training = PreferenceConfig(**parts[PreferenceConfig])
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
     except (ValueError, TypeError, ImportError, OSError) as error:  # transformers' own checks
@@ -118,7 +119,7 @@ def _check(files: Paths, overrides: Sequence[str]) -> _Checked:
     conversions: list[str] = []
     merged: dict[str, Entry] = {}
     for layer in [*(read_yaml(path) for path in paths), read_overrides(overrides)]:
-        _merge(merged, _convert_layer(layer, conversions, report))
+        _merge(merged, _convert_layer(layer, conversions, report), conversions)
     report.stop_if_any()
     values = _typed(merged, report)
     report.stop_if_any()
@@ -168,12 +169,27 @@ def _convert_layer(layer: Sequence[Entry], conversions: list[str], report: _Repo
     return found
 
 
-def _merge(merged: dict[str, Entry], layer: dict[str, Entry]) -> None:
+def _merge(merged: dict[str, Entry], layer: dict[str, Entry], conversions: list[str]) -> None:
+    _change_objective(merged, layer, conversions)
     # gamma and gamma_beta_ratio say the same: whichever came last stands, unless one source gives both.
     for key, other in (("gamma", "gamma_beta_ratio"), ("gamma_beta_ratio", "gamma")):
         if key in layer and other not in layer:
             merged.pop(other, None)
     merged.update(layer)
+
+
+def _change_objective(merged: dict[str, Entry], layer: dict[str, Entry], conversions: list[str]) -> None:
+    """Where a later source names another objective, the settings of the former one go with it."""
+    named = layer.get("objective")
+    former = merged["objective"].value if "objective" in merged else defaults_of(PreferenceConfig)["objective"]
+    if named is None or named.value == former:
+        return
+    for key in [key for key in merged if key in (*all_knobs(), "gamma")]:
+        gone = merged.pop(key)
+        conversions.append(
+            f"{gone.written}: {show(gone.given)} ({gone.where}) -> nothing; it belongs to objective: {former}, and "
+            f"{named.where} sets objective: {named.value}"
+        )
 
 
 def _nearest(key: str) -> str:
@@ -202,7 +218,12 @@ def _resolve_gamma(values: dict[str, Any], merged: dict[str, Entry], conversions
     if "gamma" not in values:
         return
     gamma, entry = values.pop("gamma"), merged.pop("gamma")
-    beta = values.get("beta", defaults_of(SimPOConfig)["beta"])
+    spec = OBJECTIVES.get(values.get("objective", defaults_of(PreferenceConfig)["objective"]))
+    if spec is None or "gamma_beta_ratio" not in spec.knobs:  # told with the other settings that are not used
+        values["gamma_beta_ratio"], merged["gamma_beta_ratio"] = gamma, entry
+        return
+    given = values.get("beta")
+    beta = spec.knobs["beta"] if given is None else given
     if not is_number(beta) or beta <= 0:
         report.add(merged["beta"].where, f"beta: {show(beta)} must be above 0; the paper uses 2 to 10")
         return
@@ -232,7 +253,7 @@ def _check_together(values: dict[str, Any], merged: Mapping[str, Entry], source:
         report.add(source, "model_name_or_path is missing; write a hub name or a model directory")
     if not values.get("dataset_mixer") and not values.get("dataset_name"):
         report.add(source, "dataset_mixer is missing; write dataset_mixer: {data/pairs.jsonl: 1.0}")
-    for problem in find_problems({**defaults_of(SimPOConfig), **values}):
+    for problem in find_problems({**defaults_of(PreferenceConfig), **values}):
         report.add(where(*problem.keys), problem.text)
     # These two hold plain values: their own checks are the checks, and building them touches no device.
     for part in (ModelSettings, DataConfig):
@@ -269,28 +290,3 @@ def _check_trackers(names: Any, where: str, report: _Report) -> None:
     for name in [names] if isinstance(names, str) else names or []:
         if name not in known:
             report.add(where, f"report_to: {name!r} is no tracker; write none, wandb, tensorboard, trackio, or a list")
-
-
-def recommendations(settings: RunSettings) -> list[str]:
-    """Chosen hyper-parameters beside the recommended ones, a line each; lines that begin with `!` are warnings."""
-    training, adapter = settings.training, settings.model.use_peft
-    rate, ratio, total = training.learning_rate, training.gamma_beta_ratio, training.total_train_batch_size
-    limit = 5e-5 if adapter else 2e-6
-    kind = "adapters" if adapter else "full fine-tuning"
-    advised = "about ten times 3e-7 to 1e-6 for adapters" if adapter else "3e-7, 5e-7, 8e-7 or 1e-6"
-    rows = [
-        ("learning_rate", rate, advised, rate > limit, f"above {limit:g} {kind} tends to end in repetition"),
-        (
-            "total_train_batch_size",
-            total,
-            "128",
-            total != 128,
-            "other sizes change the result more than any setting",
-        ),
-        ("beta", training.beta, "2 to 10", training.beta < 1, "below 1 the margin has little effect"),
-        ("gamma_beta_ratio", ratio, "0 to 1, starting at 0.5", ratio > 1, "above 1 the margin outgrows the rewards"),
-    ]
-    return [
-        f"{'!' if warn else ' '} {name}: {show(chosen)} (recommended {advice})" + (f": {why}" if warn else "")
-        for name, chosen, advice, warn, why in rows
-    ]
