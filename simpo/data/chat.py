@@ -179,7 +179,7 @@ def render_rows(
         except Exception as cause:  # a template may raise anything; find the rows it refuses
             if len(at) > 1:
                 return [render_all([row])[0] for row in at]
-            return [("", f"{TEMPLATE_FAILS}: {(str(cause).strip() or type(cause).__name__)[:120]}")]
+            return [("", f"{TEMPLATE_FAILS}: {(str(cause).strip() or type(cause).__name__)[:200]}")]
 
     if not any(arguments):
         return render_all(range(len(conversations))) if conversations else []

@@ -155,7 +155,24 @@ def _read_json(path: Path) -> Dataset:
     # the builder makes a column text of an array of texts or numbers
     if data.column_names == ["text"] or invalid_row(data) is not None:
         _check_json(path)
-    return data
+    altered = [field.name for field in data.features.arrow_schema if _alters(field.type)]
+    if not altered:
+        return data
+    return _load("json", path, features=Features({**data.features, **dict.fromkeys(altered, Json())}))
+
+
+def _alters(kind: pa.DataType) -> bool:
+    """Whether a column is more than texts, lists and plain messages: templates would write its values otherwise.
+
+    Arrow takes texts that look like dates for dates, whole numbers beside fractions for fractions, and fills in nulls.
+    """
+    if pa.types.is_struct(kind):
+        return bool(kind.get_field_index("role") < 0)  # a message alone is refused by its type
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+        return False
+    item = kind.value_type
+    inner = [field.type for field in item] if pa.types.is_struct(item) else [item]
+    return any(pa.types.is_temporal(part) or _alters(part) for part in inner)
 
 
 def _check_json(path: Path) -> list[str]:

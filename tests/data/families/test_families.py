@@ -46,7 +46,7 @@ def test_standard_prompts(family: Family, situation: str) -> None:
 @every_answer
 def test_standard_answers(family: Family, answer: str) -> None:
     pair = encode(family, family.row("single", answer))
-    responses = (family.response.replace("{}", text) for text in (family.answers[answer], "Down."))
+    responses = family.standard_response(answer), family.response.replace("{}", "Down.")
     assert_pair(family, pair, family.standard_prompt("single"), *responses)
     assert isinstance(pair, TokenPair) and pair.cuts == ([TEXT_AFTER_END] if answer == "end inside" else [])
 
@@ -192,12 +192,16 @@ def test_date_of_the_system_turn() -> None:
 # no template
 
 
-@pytest.mark.parametrize("name", ["Llama 3", "Mistral 0.1", "Phi-4", "Gemma 2", "Mistral 0.3"])
-@pytest.mark.parametrize(
+every_tokenizer = pytest.mark.parametrize("name", ["Llama 3", "Mistral 0.1", "Phi-4", "Gemma 2", "Mistral 0.3"])
+every_text = pytest.mark.parametrize(
     "chosen",
     [" Up.", "Up.", "\nUp.", "\n\n Up.  ", "北です。", "👍🏽 up"],
     ids=["space", "none", "line", "lines", "北", "emoji"],
 )
+
+
+@every_tokenizer
+@every_text
 def test_plain_texts(name: str, chosen: str) -> None:
     tokenizer = FAMILIES[name].tokenizer
     row = {"prompt": "Which way is north?\n", "chosen": chosen, "rejected": "Down."}
@@ -206,3 +210,35 @@ def test_plain_texts(name: str, chosen: str) -> None:
     assert pair.prompt == tokenizer("Which way is north?\n")["input_ids"]
     assert token_text(tokenizer, pair.chosen) == chosen + tokenizer.eos_token
     assert token_text(tokenizer, pair.rejected) == "Down." + tokenizer.eos_token
+
+
+# behind ":" the small tokenizers merge nothing: `paper` drops pairs whose prompts merge with one answer only
+
+
+@every_tokenizer
+@every_text
+def test_plain_texts_in_paper(name: str, chosen: str) -> None:
+    tokenizer = FAMILIES[name].tokenizer
+    pair = encode(FAMILIES[name], {"prompt": "Which way is north:", "chosen": chosen, "rejected": " Down."}, "paper")
+    assert isinstance(pair, TokenPair)
+    assert pair.prompt == [tokenizer.bos_token_id, *library_ids(tokenizer, "Which way is north:")]
+    assert token_text(tokenizer, pair.chosen) == chosen + tokenizer.eos_token
+    assert token_text(tokenizer, pair.rejected) == " Down." + tokenizer.eos_token
+
+
+@every_tokenizer
+@pytest.mark.parametrize("mode, kept", [("standard", "Up."), ("paper", "Up.{eos}\nMore.")])
+def test_plain_texts_end_at_their_first_eos(name: str, mode: str, kept: str) -> None:
+    tokenizer = FAMILIES[name].tokenizer
+    text = "Up.{eos}\nMore.".replace("{eos}", tokenizer.eos_token)
+    pair = encode(FAMILIES[name], {"prompt": "Which way is north:", "chosen": text, "rejected": " Down."}, mode)
+    assert isinstance(pair, TokenPair) and pair.cuts == ([TEXT_AFTER_END] if mode == "standard" else [])
+    # some tokenizers of the SentencePiece kind put a space behind a special token
+    read = token_text(tokenizer, pair.chosen).replace("> \n", ">\n")
+    assert read == kept.replace("{eos}", tokenizer.eos_token) + tokenizer.eos_token
+
+
+@every_tokenizer
+def test_a_text_that_is_only_an_eos_is_no_response(name: str) -> None:
+    row = {"prompt": "Which way is north:", "chosen": FAMILIES[name].tokenizer.eos_token, "rejected": "Down."}
+    assert encode(FAMILIES[name], row) == "empty response"
