@@ -145,6 +145,9 @@ def _csv_header(path: Path) -> list[str]:
 def _read_json(path: Path) -> Dataset:
     try:
         data = _load("json", path)
+        altered = [field.name for field in data.features.arrow_schema if _alters(field.type)]
+        if altered:
+            data = _load("json", path, features=Features({**data.features, **dict.fromkeys(altered, Json())}))
     except Exception as error:
         try:
             columns = _check_json(path)
@@ -155,10 +158,7 @@ def _read_json(path: Path) -> Dataset:
     # the builder makes a column text of an array of texts or numbers
     if data.column_names == ["text"] or invalid_row(data) is not None:
         _check_json(path)
-    altered = [field.name for field in data.features.arrow_schema if _alters(field.type)]
-    if not altered:
-        return data
-    return _load("json", path, features=Features({**data.features, **dict.fromkeys(altered, Json())}))
+    return data
 
 
 def _alters(kind: pa.DataType) -> bool:
