@@ -8,14 +8,14 @@ from __future__ import annotations
 import json
 import os
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jinja2
 
-from simpo.data.schema import SYSTEM_ROLES, TEMPLATE_FAILS, Message
+from simpo.data.schema import SYSTEM_ROLES, TEMPLATE_FAILS, Message, Pair
 from simpo.errors import ConfigError, DataError, SimPOError
 
 if TYPE_CHECKING:
@@ -134,6 +134,20 @@ def own_template(tokenizer: PreTrainedTokenizerBase) -> str:
             f"the data are messages and the tokenizer {tokenizer.name_or_path!r} has no chat template; "
             f"set chat_template (shipped: {', '.join(shipped_templates()) or 'none'})"
         ) from error
+
+
+def check_one_template(tokenizer: PreTrainedTokenizerBase, pairs: Iterable[Pair]) -> None:
+    """Refuse tools where the tokenizer keeps a template of its own for them: at inference it would take that one.
+
+    Raises:
+        DataError: a pair has tools, and there is such a template beside the default one.
+    """
+    own = tokenizer.chat_template
+    if isinstance(own, Mapping) and "tool_use" in own and any("tools" in pair.arguments for pair in pairs):
+        raise DataError(
+            f"the data have tools, for which the tokenizer {tokenizer.name_or_path!r} has a second chat template, "
+            "tool_use; one template must serve all rows: set chat_template to that one"
+        )
 
 
 def render(

@@ -18,6 +18,7 @@ from simpo.data.chat import (
     QUESTION,
     ChatFormat,
     barrier_token,
+    check_one_template,
     head_text,
     inspect_template,
     own_template,
@@ -91,6 +92,7 @@ class Encoder:
 
     def __call__(self, pairs: Sequence[Pair]) -> list[TokenPair | str]:
         """Token ids of each pair, truncated, or the cause for which it is dropped."""
+        check_one_template(self.tokenizer, pairs)
         if self.options.tokenization == "paper":
             encode_texts, encode_chats = self._paper_texts, self._paper_chats
         else:

@@ -55,7 +55,10 @@ def open_file(path: Path) -> Dataset:
     except _Flaw as flaw:
         raise DataError(f"{path}{flaw}") from flaw.__cause__
     except Exception as error:  # the builders raise whatever their parsers raise
-        raise DataError(f"{path}: cannot be read as {builder}: {innermost(error)}") from error
+        raise DataError(
+            f"{path}: cannot be read as {builder}: {innermost(error)}; "
+            "give it the suffix that fits its content, or write it again"
+        ) from error
 
 
 def _load(builder: str, path: Path, **options: Any) -> Dataset:

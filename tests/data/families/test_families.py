@@ -9,6 +9,7 @@ from simpo.data.encode import Encoder
 from simpo.data.schema import normalise
 from simpo.data.tokenize import TokenizeOptions, tokenize_pairs
 from simpo.data.truncate import TEXT_AFTER_END, TokenPair
+from simpo.errors import DataError
 
 from . import byte_level, sentence_pieces
 from .models import ANSWERS, CALL, PROMPTS, QUESTION, TOOL, Family, library_ids, token_text, turn
@@ -150,6 +151,18 @@ def test_tools_as_list_or_text(tools, mode: str) -> None:
     pair = encode(family, {**family.row("tool"), "tools": tools}, mode)
     expected = family.standard_prompt("tool") if mode == "standard" else family.paper_prompt("tool")
     assert isinstance(pair, TokenPair) and pair.prompt == library_ids(family.tokenizer, expected)
+
+
+def test_a_second_template_for_tools_is_refused() -> None:
+    # at inference transformers takes the template `tool_use` for tools, where a tokenizer has several
+    family = FAMILIES["Qwen2.5"]
+    tokenizer = byte_level.byte_level(byte_level.QWEN_2_5, *byte_level.QWEN_TOKENS[:4], eos="<|im_end|>")
+    tokenizer.chat_template = {"default": byte_level.QWEN_2_5, "tool_use": "{{ messages }}"}
+    encoder = Encoder(tokenizer, TokenizeOptions())
+    plain = encoder([normalise(family.row("single"))])[0]
+    assert isinstance(plain, TokenPair) and plain.prompt == library_ids(tokenizer, family.standard_prompt("single"))
+    with pytest.raises(DataError, match=r"second chat template, tool_use; .* set chat_template to that one"):
+        encoder([normalise(family.row("single")), normalise(family.row("tool"))])
 
 
 def test_nulls_that_arrow_fills_in_change_nothing() -> None:
