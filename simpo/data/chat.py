@@ -8,14 +8,14 @@ from __future__ import annotations
 import json
 import os
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jinja2
 
-from simpo.data.schema import SYSTEM_ROLES, TEMPLATE_FAILS, Message
+from simpo.data.schema import SYSTEM_ROLES, TEMPLATE_FAILS, Message, Pair
 from simpo.errors import ConfigError, DataError, SimPOError
 
 if TYPE_CHECKING:
@@ -136,6 +136,20 @@ def own_template(tokenizer: PreTrainedTokenizerBase) -> str:
         ) from error
 
 
+def check_one_template(tokenizer: PreTrainedTokenizerBase, pairs: Iterable[Pair]) -> None:
+    """Refuse tools where the tokenizer keeps a template of its own for them: at inference it would take that one.
+
+    Raises:
+        DataError: a pair has tools, and there is such a template beside the default one.
+    """
+    own = tokenizer.chat_template
+    if isinstance(own, Mapping) and "tool_use" in own and any("tools" in pair.arguments for pair in pairs):
+        raise DataError(
+            f"the data have tools, for which the tokenizer {tokenizer.name_or_path!r} has a second chat template, "
+            "tool_use; one template must serve all rows: set chat_template to that one"
+        )
+
+
 def render(
     tokenizer: PreTrainedTokenizerBase,
     template: str,
@@ -179,7 +193,7 @@ def render_rows(
         except Exception as cause:  # a template may raise anything; find the rows it refuses
             if len(at) > 1:
                 return [render_all([row])[0] for row in at]
-            return [("", f"{TEMPLATE_FAILS}: {(str(cause).strip() or type(cause).__name__)[:120]}")]
+            return [("", f"{TEMPLATE_FAILS}: {(str(cause).strip() or type(cause).__name__)[:200]}")]
 
     if not any(arguments):
         return render_all(range(len(conversations))) if conversations else []

@@ -59,6 +59,7 @@ class DataConfig:
             self.dataset_mixer = {self.dataset_name: 1.0}
         if self.dataset_splits is None:
             self.dataset_splits = ["train", "test"]
+        self._check_forms()
         _check_mixer("dataset_mixer", self.dataset_mixer)
         _check_mixer("eval_dataset_mixer", self.eval_dataset_mixer)
         if not self.dataset_splits:
@@ -84,6 +85,20 @@ class DataConfig:
 
     def _sources(self) -> list[str]:
         return [*(self.dataset_mixer or {}), *(self.eval_dataset_mixer or {})]
+
+    def _check_forms(self) -> None:
+        """Mappings and lists, which a YAML file's types have shown already, and a caller from Python has not."""
+        for key in ("dataset_mixer", "eval_dataset_mixer", "dataset_weights", "dataset_columns"):
+            value = getattr(self, key)
+            if value is not None and not (isinstance(value, Mapping) and all(isinstance(name, str) for name in value)):
+                raise ConfigError(f"{key}: {value!r} must be a mapping from texts, e.g. {{data/pairs.jsonl: 1.0}}")
+        if not isinstance(self.dataset_splits, list) or not all(isinstance(name, str) for name in self.dataset_splits):
+            raise ConfigError(f"dataset_splits: {self.dataset_splits!r} must be a list of names, e.g. [train, test]")
+        if not isinstance(self.dataset_configs, list | Mapping | None):
+            raise ConfigError(
+                f"dataset_configs: {self.dataset_configs!r} must be a list with one name (or null) per source of "
+                "dataset_mixer, or {source: name}"
+            )
 
     def _check_configs(self) -> None:
         if isinstance(self.dataset_configs, Mapping):
@@ -133,8 +148,8 @@ class DataConfig:
             raise ConfigError("test_size is not used when eval_dataset_mixer is set; leave one of them out")
         for key in ("max_train_samples", "max_eval_samples"):
             value = getattr(self, key)
-            if value is not None and (not is_number(value) or value < 1):
-                raise ConfigError(f"{key}: {value!r} must be at least 1, or left out")
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+                raise ConfigError(f"{key}: {value!r} must be a whole number of rows, at least 1, or left out")
 
 
 def _check_mixer(key: str, mixer: Mapping[str, Any] | None) -> None:
@@ -143,6 +158,8 @@ def _check_mixer(key: str, mixer: Mapping[str, Any] | None) -> None:
     if not mixer:
         raise ConfigError(f"{key} is empty; write at least one source, e.g. {key}: {{data/pairs.jsonl: 1.0}}")
     for source, amount in mixer.items():
+        if not source.strip():
+            raise ConfigError(f"{key}: {source!r} names no source; write a file, a directory or a hub name")
         if not is_number(amount) or amount <= 0 or (amount > 1 and amount % 1):
             raise ConfigError(
                 f"{key}: {source}: {amount!r} must be a fraction above 0 and at most 1, or a whole number of rows; "

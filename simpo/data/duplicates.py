@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from datasets import Dataset, Features, Value
 
-from simpo.data.schema import Message, Pair, normalise
+from simpo.data.schema import CONTENT_KEYS, Message, Pair, normalise
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 
+_MORE_KEYS = [key for key in CONTENT_KEYS if key not in ("role", "content")]
 _FEATURES = Features({"prompt": Value("int64"), "pair": Value("int64")})
 
 
@@ -69,7 +70,7 @@ def _key_batch(batch: Mapping[str, list[Any]]) -> dict[str, list[int]]:
 
 def _keys(row: Mapping[str, Any]) -> tuple[int, int]:
     if "prompt_ids" in row:
-        return _hash(row["prompt_ids"]), _hash([row["prompt_ids"], row["chosen_ids"], row["rejected_ids"]])
+        return hash_of(row["prompt_ids"]), hash_of([row["prompt_ids"], row["chosen_ids"], row["rejected_ids"]])
     pair = normalise(row)
     if not isinstance(pair, Pair):
         return 0, 0
@@ -78,8 +79,7 @@ def _keys(row: Mapping[str, Any]) -> tuple[int, int]:
         for part, role in ((pair.prompt, "user"), (pair.chosen, "assistant"), (pair.rejected, "assistant"))
     )
     prompt = [(role, " ".join(text.split()), *more) for role, text, *more in prompt]
-    extra = [row.get("tools") or None, row.get("chat_template_kwargs") or None]
-    return _hash(prompt), _hash([prompt, chosen, rejected, extra])
+    return hash_of(prompt), hash_of([prompt, chosen, rejected, pair.arguments])
 
 
 def messages_of(content: str | list[Message], role: str) -> list[Message]:
@@ -88,12 +88,12 @@ def messages_of(content: str | list[Message], role: str) -> list[Message]:
 
 
 def _turn(message: Message) -> tuple[Any, ...]:
-    content = message.get("content")
-    text = content if isinstance(content, str) else json.dumps(content, sort_keys=True, default=str)
-    calls = message.get("tool_calls")
-    return message["role"], unicodedata.normalize("NFC", text).strip(), *([calls] if calls else [])
+    text = unicodedata.normalize("NFC", message.get("content") or "").strip()
+    more = {key: message[key] for key in _MORE_KEYS if message.get(key)}
+    return message["role"], text, *([more] if more else [])
 
 
-def _hash(value: Any) -> int:
+def hash_of(value: Any) -> int:
+    """8 bytes that are the same in every process; never 0."""
     text = json.dumps(value, sort_keys=True, default=str)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little", signed=True) or 1

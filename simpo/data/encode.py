@@ -18,6 +18,7 @@ from simpo.data.chat import (
     QUESTION,
     ChatFormat,
     barrier_token,
+    check_one_template,
     head_text,
     inspect_template,
     own_template,
@@ -91,6 +92,7 @@ class Encoder:
 
     def __call__(self, pairs: Sequence[Pair]) -> list[TokenPair | str]:
         """Token ids of each pair, truncated, or the cause for which it is dropped."""
+        check_one_template(self.tokenizer, pairs)
         if self.options.tokenization == "paper":
             encode_texts, encode_chats = self._paper_texts, self._paper_chats
         else:
@@ -136,8 +138,7 @@ class Encoder:
     def _standard_texts(self, pairs: Sequence[Pair]) -> list[TokenPair | str]:
         texts = [pair.texts() for pair in pairs]
         sides = self.texts.encode_sides([(prompt, prompt + a, prompt + b) for prompt, a, b in texts])
-        with_eos = self.texts.with_eos
-        return [TokenPair(self.texts.with_prefix(prompt), with_eos(a), with_eos(b)) for prompt, a, b in sides]
+        return [self._end_pair(prompt, responses, self.texts.eos) for prompt, *responses in sides]
 
     def _standard_chats(self, pairs: Sequence[Pair]) -> list[TokenPair | str]:
         rows = self._whole_texts([self._prompt_messages(pair) for pair in pairs], pairs)
@@ -150,8 +151,9 @@ class Encoder:
             for row in rows
         ]
         sides = self.texts.encode_sides(ended, self.barrier)
+        end = self.texts.eos if self.chat.end_of_turn is None else self.chat.end_of_turn
         return [
-            row.cause or self._end_pair(prompt, responses)
+            row.cause or self._end_pair(prompt, responses, end, self.chat.trailing_ids)
             for row, (prompt, *responses) in zip(rows, sides, strict=True)
         ]
 
@@ -176,27 +178,27 @@ class Encoder:
             return text.removesuffix(self.chat.after_answer) + self.chat.after_answer.rstrip()
         return text
 
-    def _end_pair(self, prompt: list[int], responses: list[list[int]]) -> TokenPair | str:
-        """A pair whose responses end right after their first end-of-turn token, or with EOS where there is none."""
+    def _end_pair(
+        self, prompt: list[int], responses: list[list[int]], end: int, trailing_ids: int = 0
+    ) -> TokenPair | str:
+        """A pair whose responses end right after their first `end`, or with EOS where there is none.
+
+        `trailing_ids` is how many tokens the template itself writes behind the end.
+        """
         ended, cut = [], False
         for response in responses:
-            end = self._end_of_answer(response)
-            if end is None:
-                response = self.texts.with_eos(response)
+            if end in response:
+                kept = response[: response.index(end) + 1]
+                cut |= len(response) - len(kept) > trailing_ids
             else:
-                cut |= len(response) - end - 1 > self.chat.trailing_ids
-                response = response[: end + 1]
-            if len(response) == 1:
+                kept = self.texts.with_eos(response)
+            if len(kept) == 1:
                 return EMPTY_RESPONSE
-            ended.append(response)
+            ended.append(kept)
         pair = TokenPair(self.texts.with_prefix(prompt), *ended)
         if cut:
             pair.cuts.append(TEXT_AFTER_END)
         return pair
-
-    def _end_of_answer(self, response: list[int]) -> int | None:
-        end = self.chat.end_of_turn
-        return response.index(end) if end is not None and end in response else None
 
     # standard: prompts that are too long
 

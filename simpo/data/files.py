@@ -55,7 +55,10 @@ def open_file(path: Path) -> Dataset:
     except _Flaw as flaw:
         raise DataError(f"{path}{flaw}") from flaw.__cause__
     except Exception as error:  # the builders raise whatever their parsers raise
-        raise DataError(f"{path}: cannot be read as {builder}: {innermost(error)}") from error
+        raise DataError(
+            f"{path}: cannot be read as {builder}: {innermost(error)}; "
+            "give it the suffix that fits its content, or write it again"
+        ) from error
 
 
 def _load(builder: str, path: Path, **options: Any) -> Dataset:
@@ -145,6 +148,9 @@ def _csv_header(path: Path) -> list[str]:
 def _read_json(path: Path) -> Dataset:
     try:
         data = _load("json", path)
+        altered = [field.name for field in data.features.arrow_schema if _alters(field.type)]
+        if altered:
+            data = _load("json", path, features=Features({**data.features, **dict.fromkeys(altered, Json())}))
     except Exception as error:
         try:
             columns = _check_json(path)
@@ -156,6 +162,20 @@ def _read_json(path: Path) -> Dataset:
     if data.column_names == ["text"] or invalid_row(data) is not None:
         _check_json(path)
     return data
+
+
+def _alters(kind: pa.DataType) -> bool:
+    """Whether a column is more than texts, lists and plain messages: templates would write its values otherwise.
+
+    Arrow takes texts that look like dates for dates, whole numbers beside fractions for fractions, and fills in nulls.
+    """
+    if pa.types.is_struct(kind):
+        return bool(kind.get_field_index("role") < 0)  # a message alone is refused by its type
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+        return False
+    item = kind.value_type
+    inner = [field.type for field in item] if pa.types.is_struct(item) else [item]
+    return any(pa.types.is_temporal(part) or _alters(part) for part in inner)
 
 
 def _check_json(path: Path) -> list[str]:

@@ -21,6 +21,7 @@ from simpo.errors import ConfigError, DataError
 DUPLICATE = "duplicate of an earlier row"
 NEAR_DUPLICATE = "nearly a duplicate of an earlier row"
 
+_SETTINGS = {DUPLICATE: "deduplicate: exact", NEAR_DUPLICATE: "deduplicate: near"}
 _EXAMPLES = 5
 
 
@@ -95,7 +96,9 @@ class LoadReport:
         for cause, count in self.dropped.items():
             pairs = "; ".join(f"{self.place(row)} = {self.place(first)}" for row, first in self.examples[cause])
             more = "; ..." if count > _EXAMPLES else ""
-            lines.append(f"  dropped {count}: {cause} ({pairs}{more}): deduplicate: off keeps them")
+            lines.append(
+                f"  dropped {count}: {cause} ({pairs}{more}): {_SETTINGS[cause]} leaves them out, off keeps them"
+            )
         if self.held_out:
             lines.append(f"  held out {self.held_out} for evaluation, with all rows of their prompts")
         if self.seen != self.kept and all(part.weight == 1 for part in self.taken):

@@ -11,6 +11,7 @@ N rows, P hash functions.
 
 from __future__ import annotations
 
+import json
 import re
 import zlib
 from collections.abc import Iterator, Mapping
@@ -19,8 +20,8 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, Features, List, Value
 
-from simpo.data.duplicates import Ints, messages_of
-from simpo.data.schema import Pair, normalise
+from simpo.data.duplicates import Ints, hash_of, messages_of
+from simpo.data.schema import CONTENT_KEYS, Pair, normalise
 
 NEAR = 0.8
 """Similarity from which prompts, and answers, count as nearly the same."""
@@ -30,7 +31,7 @@ _HASHES = 96
 _ROWS_PER_BAND = 3  # of the prompt's signature, and as many of the answers'
 _PARTS = ("prompt", "answers")
 _SIGNATURE = List(Value("uint16"), length=_HASHES)
-_FEATURES = Features(dict.fromkeys(_PARTS, _SIGNATURE))
+_FEATURES = Features({**dict.fromkeys(_PARTS, _SIGNATURE), "arguments": Value("int64")})
 _COMPARED_AT_ONCE = 100_000
 
 # letters and digits in runs; scripts without spaces by the character
@@ -47,7 +48,8 @@ def near_duplicates(data: Dataset, threshold: float = NEAR, num_proc: int | None
     """For each row an earlier row that is nearly the same; -1 where there is none.
 
     Nearly the same are rows whose prompts, and whose answers, each have at least this share of word n-grams in common.
-    A row that differs only in which answer is preferred is not the same.
+    A row that differs only in which answer is preferred is not the same, nor one with other `tools` or
+    `chat_template_kwargs`. Calls and thoughts count as text.
 
     Args:
         data: raw rows.
@@ -64,12 +66,14 @@ def near_duplicates(data: Dataset, threshold: float = NEAR, num_proc: int | None
         desc="Comparing rows",
     )
     signatures = [signed.data[part].combine_chunks().flatten().to_numpy().reshape(-1, _HASHES) for part in _PARTS]
+    arguments = signed.data["arguments"].to_numpy()
     usable = np.flatnonzero((signatures[0] != _NOTHING).any(axis=1))
     earlier = np.full(len(data), -1, dtype=np.int64)
     for first, later in _candidates([part[usable] for part in signatures]):
         for start in range(0, len(first), _COMPARED_AT_ONCE):
             left, right = (usable[rows[start : start + _COMPARED_AT_ONCE]] for rows in (first, later))
             alike = np.all([(part[left] == part[right]).mean(axis=1) >= threshold for part in signatures], axis=0)
+            alike &= arguments[left] == arguments[right]
             left, right = left[alike], right[alike]
             # the earliest of those that were found
             np.minimum.at(earlier.view(np.uint64), right, left.astype(np.uint64))
@@ -106,11 +110,13 @@ def _sign_batch(batch: Mapping[str, list[Any]]) -> dict[str, np.ndarray[Any, Any
     for part in _PARTS:
         if grams[part]:
             found[part][signed] = _signatures(grams[part])
-    return found
+    given = [hash_of(pair.arguments) if isinstance(pair, Pair) else 0 for pair in pairs]
+    return {**found, "arguments": np.array(given, dtype=np.int64)}
 
 
 def _text(content: Any, role: str) -> str:
-    return "\n".join(str(message.get("content") or "") for message in messages_of(content, role))
+    said = [message.get(key) or "" for message in messages_of(content, role) for key in CONTENT_KEYS if key != "role"]
+    return "\n".join(part if isinstance(part, str) else json.dumps(part, default=str) for part in said)
 
 
 class _WordHashes(dict[str, int]):

@@ -29,7 +29,7 @@ def draw(amount: float, size: int, seed: int, where: str) -> Ints | None:
         return None
     if amount > size:
         raise DataError(f"{where}: {int(amount)} rows are asked for and {size} are there; write 1.0 for all of them")
-    count = int(amount) if amount > 1 else max(1, int(amount * size))
+    count = int(amount) if amount > 1 else max(1, int(round(amount * size, 6)))  # 0.29 of 100 is 28.999999999999996
     return some(np.arange(size), count, seed)
 
 

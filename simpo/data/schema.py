@@ -77,8 +77,8 @@ _NEXT_ROLES = {
 }
 
 
-# what makes two messages the same; notes beside them (scores, ids) may differ between the sides
-_CONTENT_KEYS = ("role", "content", "tool_calls", "reasoning_content", "thinking", "reasoning")
+CONTENT_KEYS = ("role", "content", "tool_calls", "reasoning_content", "thinking", "reasoning")
+"""What makes two messages the same; notes beside them (scores, ids) may differ between the sides."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,21 +128,24 @@ def normalise(row: Mapping[str, Any]) -> Pair | str:
     if not chosen_messages or not rejected_messages:
         return EMPTY_RESPONSE
     # answers only, so the prompt column is needed; whole conversations carry their own prompt
-    if isinstance(prompt, list) and prompt and chosen_messages[0].get("role") == "assistant":
-        prompt_messages = _messages(prompt)
-        if isinstance(prompt_messages, str):
-            return prompt_messages
+    given = _messages(prompt)
+    if prompt and chosen_messages[0]["role"] == "assistant":
+        if isinstance(given, str):
+            return given
+        prompt_messages = given
     else:
         shared = _shared_length(chosen_messages, rejected_messages)
         prompt_messages = chosen_messages[:shared]
         chosen_messages, rejected_messages = chosen_messages[shared:], rejected_messages[shared:]
+        if not isinstance(given, str) and not all(_holds(prompt_messages, message) for message in given):
+            return MALFORMED  # a turn that stands in the prompt column only, and would be lost
     pair = _check_messages(prompt_messages, chosen_messages, rejected_messages)
-    given = [row.get(column) for column in TEMPLATE_COLUMNS]
-    if isinstance(pair, str) or given == [None, None]:
+    columns = [row.get(column) for column in TEMPLATE_COLUMNS]
+    if isinstance(pair, str) or columns == [None, None]:
         return pair
     try:
-        return replace(pair, arguments=_template_arguments(*given))
-    except ValueError:
+        return replace(pair, arguments=_template_arguments(*columns))
+    except (ValueError, RecursionError):
         return MALFORMED_TOOLS
 
 
@@ -167,6 +170,8 @@ def _messages(value: Any) -> list[Message] | str:
         message: Message = _without_nulls(entry)
         if not message.get("tool_calls"):
             message.pop("tool_calls", None)  # templates take an empty list for a call
+        elif not _is_json(message["tool_calls"]):
+            return MALFORMED
         if not isinstance(message.get("content", "" if "tool_calls" in message else None), str):
             return MALFORMED
         messages.append(message)
@@ -195,7 +200,18 @@ def _template_arguments(tools: Any, keywords: Any) -> dict[str, Any]:
         raise ValueError("neither a list of tools nor a mapping of keywords")
     if not all(isinstance(tool, dict) for tool in tools or []) or "tools" in (keywords or {}):
         raise ValueError("a tool that is no schema, or tools in two places")
+    if not _is_json([tools, keywords]):
+        raise ValueError("a value that JSON does not have")
     return {**({"tools": tools} if tools else {}), **(keywords or {})}
+
+
+def _is_json(value: Any) -> bool:
+    """False for what a template would write in a form of Python's own: dates, bytes."""
+    try:
+        json.dumps(value)
+    except TypeError:
+        return False
+    return True
 
 
 def _from_json(value: Any) -> Any:
@@ -213,7 +229,11 @@ def _shared_length(chosen: list[Message], rejected: list[Message]) -> int:
 
 
 def _same(left: Message, right: Message) -> bool:
-    return left == right or all(left.get(key) == right.get(key) for key in _CONTENT_KEYS)
+    return left == right or all(left.get(key) == right.get(key) for key in CONTENT_KEYS)
+
+
+def _holds(messages: list[Message], message: Message) -> bool:
+    return any(_same(other, message) for other in messages)
 
 
 def _check_messages(prompt: list[Message], chosen: list[Message], rejected: list[Message]) -> Pair | str:

@@ -145,3 +145,6 @@ def _take_split(data: DatasetDict, split: str, source: str) -> Dataset:
         raise DataError(
             f"{source}: no split {split!r}; it has {', '.join(data)}: name these in dataset_splits"
         ) from error
+    except IndexError as error:
+        sizes = ", ".join(f"{name} has {len(part)} rows" for name, part in data.items())
+        raise DataError(f"{source}: {split!r} begins behind the last row; {sizes}") from error

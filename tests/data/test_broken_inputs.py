@@ -101,6 +101,11 @@ REFUSED_FILES = {
     "array cut off": ("p.json", "[" + LINE.strip() + ",\n" + LINE, [":3: bad JSON", "','"]),
     "array of numbers": ("p.json", "[1, 2]", ["entry 0 is a int"]),
     "array of rows and texts": ("p.json", json.dumps([TEXT, "x"]), ["entry 1 is a str"]),
+    "an indented object with mappings": (
+        "p.json",
+        json.dumps({**TEXT, "tools": [{"type": "function", "function": {"name": "f"}}]}, indent=2),
+        [":1: bad JSON", "each line must be one whole JSON object"],
+    ),
     "empty array": ("p.json", "[]", ["holds no rows"]),
     "one object of columns": (
         "p.json",

@@ -1,5 +1,6 @@
 """Exact and near duplicates: what counts as the same, which row stays, and how well similarity is estimated."""
 
+import json
 import random
 
 import numpy as np
@@ -67,6 +68,37 @@ def test_tools_belong_to_a_pair():
         for name in ("f", "g", "f")
     ]
     assert found_exact(*rows) == [-1, -1, 0]
+
+
+def test_one_form_or_another_of_tools_is_the_same():
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    rows = [{**conversation([user("q")], "a", "b"), "tools": json.dumps(form)} for form in (tools, tools, [])]
+    rows[1]["tools"] = json.dumps(tools, indent=1)
+    assert found_exact(*rows) == [-1, 0, -1]
+
+
+def answers(chosen, rejected):
+    return {"prompt": [user("q")], "chosen": [{"role": "assistant", **chosen}], "rejected": [rejected]}
+
+
+CALLS = [[{"type": "function", "function": {"name": name, "arguments": "{}"}}] for name in ("left", "right")]
+MORE = [
+    *({"content": "a", "reasoning_content": thought} for thought in ("up is north", "down is north")),
+    *({"content": "", "tool_calls": call} for call in CALLS),
+]
+
+
+@pytest.mark.parametrize("find", ["exact", "near"])
+def test_thoughts_and_calls_are_part_of_an_answer(find):
+    rows = [answers(chosen, {"role": "assistant", "content": "b"}) for chosen in (*MORE, MORE[1])]
+    found = found_exact if find == "exact" else found_near
+    assert found(*rows) == [-1, -1, -1, -1, 1]
+
+
+def test_tools_and_keywords_belong_to_a_near_duplicate_too():
+    row = conversation([user("which way is north")], "up on most maps", "down")
+    keywords = [{"chat_template_kwargs": json.dumps({"enable_thinking": on})} for on in (True, False, True)]
+    assert found_near(*({**row, **more} for more in keywords)) == [-1, -1, 0]
 
 
 def test_unusable_rows_are_left_to_the_tokeniser():

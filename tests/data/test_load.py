@@ -176,6 +176,11 @@ def test_slices_of_splits(preferences):
     assert prompts_of(evaluation) == ["b 1", "b 2"]
 
 
+def test_a_slice_behind_the_last_row(preferences):
+    with pytest.raises(DataError, match=r"'train_prefs\[900:\]' begins behind the last row; train_prefs has \d+ rows"):
+        load_datasets(DataConfig({preferences: 1.0}, ["train_prefs[900:]"]))
+
+
 def test_missing_split_lists_those_there_are(preferences):
     for splits in (None, ["train", "test"], ["train_prefs", "test_sft"]):
         with pytest.raises(DataError, match=r"no split.*train_prefs, test_prefs, train_sft"):

@@ -46,6 +46,11 @@ def test_a_count_above_the_rows_there_are(tmp_path):
         load_datasets(DataConfig({path: 41}))
 
 
+def test_a_fraction_is_of_the_number_as_it_is_written():
+    rows = draw(0.29, 100, 0, "a")  # 0.29 * 100 is 28.999999999999996
+    assert rows is not None and len(rows) == 29
+
+
 def test_draws_are_seeded_and_in_order():
     first, again, other = (draw(10, 100, seed, "x") for seed in (1, 1, 2))
     assert first.tolist() == again.tolist() == sorted(set(first.tolist())) != other.tolist()
@@ -79,6 +84,17 @@ def test_weights_come_after_duplicates_and_held_out_prompts(tmp_path):
     [
         ({"dataset_weights": {"a": 0.5}}, "1 or more"),
         ({"dataset_weights": {"b": 2}}, "'b' is no source"),
+        ({"dataset_mixer": ["a"]}, r"dataset_mixer: \['a'\] must be a mapping"),
+        ({"dataset_mixer": "a"}, "dataset_mixer: 'a' must be a mapping"),
+        ({"dataset_mixer": {3: 1.0}}, "must be a mapping from texts"),
+        ({"dataset_mixer": {" ": 1.0}}, "' ' names no source"),
+        ({"dataset_weights": [2]}, "dataset_weights: .* must be a mapping"),
+        ({"dataset_columns": ["q"]}, "dataset_columns: .* must be a mapping"),
+        ({"dataset_configs": "x"}, "dataset_configs: 'x' must be a list"),
+        ({"dataset_splits": "train"}, "dataset_splits: 'train' must be a list of names"),
+        ({"dataset_splits": [None]}, "must be a list of names"),
+        ({"max_train_samples": 2.5}, "max_train_samples: 2.5 must be a whole number"),
+        ({"max_eval_samples": True}, "max_eval_samples: True must be a whole number"),
         ({"dataset_mixer": {"a": 2.5}}, "at most 1, or a whole number"),
         ({"dataset_configs": {"b": "x"}}, "'b' is no source"),
         ({"dataset_columns": {"b": {"prompt": "q"}}}, "'b' is no source"),
@@ -114,6 +130,7 @@ def test_the_account_names_places(tmp_path):
     assert report.dropped == {"duplicate of an earlier row": 5} and report.kept == 9 and report.seen == 3
     text = "\n".join(report.lines())
     assert f"{a}: 5 of 9 rows" in text and "dropped 5: duplicate of an earlier row" in text
+    assert "deduplicate: exact leaves them out, off keeps them" in text
     row, first = report.examples["duplicate of an earlier row"][0]
     assert report.place(row).startswith(b) and report.place(first).startswith(a)
     assert report.place(row).split()[-1] == report.place(first).split()[-1]  # the same row of both files

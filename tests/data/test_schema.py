@@ -1,5 +1,7 @@
 """Row formats, drop causes and column checks."""
 
+import datetime
+
 import pytest
 from datasets import Dataset
 
@@ -35,6 +37,11 @@ def test_text_pair():
     assert normalise({"prompt": "q", "chosen": "a", "rejected": "b", "id": 1}) == Pair("q", "a", "b")
 
 
+@pytest.mark.parametrize("prompt", [[S, U], [U], [], None, "another text", ["no message"]])
+def test_whole_conversations_carry_their_own_prompt(prompt):
+    assert normalise({"prompt": prompt, "chosen": [S, U, A], "rejected": [S, U, B]}) == Pair([S, U], [A], [B])
+
+
 def test_prompt_is_the_longest_shared_start():
     pair = normalise({"chosen": [S, U, A, U, A], "rejected": [S, U, A, U, B]})
     assert pair == Pair([S, U, A, U], [A], [B])
@@ -64,6 +71,9 @@ def test_tool_turns():
         ({"prompt": [S], "chosen": [A], "rejected": [B]}, schema.NO_PROMPT),
         ({"chosen": [U, A], "rejected": [{**U, "content": "other"}, B]}, schema.NO_PROMPT),
         ({"prompt": [U], "chosen": "a", "rejected": "b"}, schema.MALFORMED),
+        ({"prompt": "q", "chosen": [A], "rejected": [B]}, schema.MALFORMED),
+        ({"prompt": [S], "chosen": [U, A], "rejected": [U, B]}, schema.MALFORMED),  # S would be lost
+        ({"prompt": [S, U], "chosen": [U, A], "rejected": [U, B]}, schema.MALFORMED),
         ({"chosen": "a", "rejected": [U, B]}, schema.MALFORMED),
         ({"chosen": 3, "rejected": [U, B]}, schema.MALFORMED),
         ({"chosen": [U, "a"], "rejected": [U, B]}, schema.MALFORMED),
@@ -171,10 +181,19 @@ def test_template_arguments(tools, keywords, expected):
         ("chat_template_kwargs", "[1]"),
         ("chat_template_kwargs", ["x"]),
         ("chat_template_kwargs", {"tools": [{}]}),
+        ("chat_template_kwargs", {"date": datetime.date(2024, 7, 26)}),
+        ("tools", "[" * 100_000),
     ],
 )
 def test_malformed_template_arguments(column, value):
     assert normalise({"chosen": [U, A], "rejected": [U, B], column: value}) == schema.MALFORMED_TOOLS
+
+
+def test_calls_hold_what_json_has():
+    call = [{"function": {"name": "f", "arguments": {"day": datetime.date(2024, 7, 26)}}}]
+    row = {"prompt": [U], "chosen": [{**A, "tool_calls": call}], "rejected": [B]}
+    assert normalise(row) == schema.MALFORMED
+    assert isinstance(normalise({**row, "chosen": [{**A, "day": datetime.date(2024, 7, 26)}]}), Pair)  # a note
 
 
 def test_texts_have_no_template_to_give_arguments_to():

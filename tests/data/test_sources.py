@@ -59,6 +59,27 @@ def test_types_that_change_far_down_a_file(tmp_path):
     assert data[121]["chosen"] == [{"role": "user", "content": "q"}]
 
 
+@pytest.mark.parametrize("far", [False, True], ids=["all", "from the second 10 MB on"])
+@pytest.mark.parametrize("array", [False, True], ids=["lines", "array"])
+def test_values_in_mappings_are_what_the_file_says(tmp_path, far, array):
+    """Arrow's parser would make dates of texts that look like dates, and 3.0 of 3 beside 2.5."""
+
+    def row(number, date):
+        call = {"type": "function", "function": {"name": "f", "arguments": {"n": number, "date": date}}}
+        turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+        return {
+            "prompt": turns,
+            "chat_template_kwargs": {"date_string": date, "n": number},
+            "chosen": "x" * far * 10**6,
+        }
+
+    rows = [row(3, "26 Jul 2024")] * 12 * far + [row(number, "2024-07-26") for number in (3, 2.5)] * 6
+    content = json.dumps(rows) if array else "".join(json.dumps(row) + "\n" for row in rows)
+    data = open_source(file(tmp_path, "p.json", content))
+    assert json.dumps(data["chat_template_kwargs"][:]) == json.dumps([row["chat_template_kwargs"] for row in rows])
+    assert json.dumps(data["prompt"][:]) == json.dumps([row["prompt"] for row in rows])
+
+
 def test_a_row_of_five_megabytes(tmp_path):
     rows = [ROW, {**ROW, "chosen": "long " * 1_000_000}, ROW]
     data = open_source(file(tmp_path, "p.jsonl", "".join(json.dumps(row) + "\n" for row in rows)))

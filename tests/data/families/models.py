@@ -74,7 +74,7 @@ class Family:
         end: text of the end of turn.
         response: what a `standard` response reads, {} being the answer.
         paper: what a `paper` response reads; or a drop cause.
-        answers, paper_answers: what stands for {} by the kind of answer.
+        answers, paper_answers: what stands for {} by the kind of answer; with the end of turn behind it, all there is.
         paper_first, paper_last: what a `paper` prompt has before and behind the rendered one.
         arguments: the row's chat_template_kwargs.
     """
@@ -99,6 +99,10 @@ class Family:
             "rejected": [turn("assistant", "Down.")],
         }
         return {**row, "tools": [TOOL] if situation == "tool" else None, "chat_template_kwargs": dict(self.arguments)}
+
+    def standard_response(self, answer: str) -> str:
+        text = self.answers[answer]
+        return text if text.endswith(self.end) else self.response.replace("{}", text)
 
     def standard_prompt(self, situation: str) -> str:
         return self.prompts[situation].replace("¦", "")

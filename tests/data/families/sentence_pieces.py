@@ -6,7 +6,9 @@ are what the cards show for these conversations.
 
 from tokenizers import AddedToken
 
-from .models import KEPT, PAPER_KEPT, TRIMMED, Family, sentence_piece
+from simpo.data.chat import TEMPLATE_DIR
+
+from .models import KEPT, PAPER_KEPT, PAPER_TRIMMED, TRIMMED, Family, sentence_piece
 
 # Mistral-7B-Instruct-v0.1 card, "Instruction format": [INST] and [/INST] with spaces around the text, the answer right
 # behind, </s> and a space behind it; no system turn.
@@ -221,5 +223,65 @@ FAMILIES = [
         },
         paper_first="<s>",
         paper_last="<|endoftext|>",
+    ),
+]
+
+# `tokenization: paper` of Mistral and Gemma, whose own templates refuse an answer alone: the published runs' templates,
+# as they are shipped (what these write is tested in test_templates.py). Mistral 0.1 has the tokenizer of 0.2, and
+# Gemma 3 that of Gemma 2. Texts are stripped, Mistral's answers stand between spaces, a system text goes before the
+# first question.
+PUBLISHED_MISTRAL = (TEMPLATE_DIR / "mistral.jinja").read_text()
+PUBLISHED_GEMMA = (TEMPLATE_DIR / "gemma-2.jinja").read_text()
+PUBLISHED_MISTRAL_PROMPTS = {
+    "single": "<s>[INST] Which way is north? [/INST]",
+    "multi": "<s>[INST] Hi [/INST] Hello. </s>[INST] Which way is north? [/INST]",
+    "system": "<s>[INST] Be kind.\n\nWhich way is north? [/INST]",
+    "empty system": "<s>[INST] Which way is north? [/INST]",
+    "tool": "template fails: turn 3 has role tool; expected user or assistant",
+}
+
+FAMILIES += [
+    Family(
+        name="Mistral 0.2, published",
+        # the tokenizer writes BOS, the template does not
+        tokenizer=sentence_piece(PUBLISHED_MISTRAL, spaces="prepend", bos="<s>", eos="</s>", adds_bos=True),
+        prompts=PUBLISHED_MISTRAL_PROMPTS,
+        end="</s>",
+        response=" {} </s>",
+        paper=" {} </s>",
+        answers={**TRIMMED, "end inside": " Up.</s>"},
+        # behind a special token this tokenizer puts a space before the next text
+        paper_answers={**PAPER_TRIMMED, "end inside": "Up.</s>  More."},
+    ),
+    Family(
+        name="Mistral 0.3, published",
+        tokenizer=sentence_piece(
+            PUBLISHED_MISTRAL, *MISTRAL_3_TOKENS, spaces="first", bos="<s>", eos="</s>", adds_bos=True
+        ),
+        prompts=PUBLISHED_MISTRAL_PROMPTS,
+        end="</s>",
+        response=" {} </s>",
+        paper=" {} </s>",
+        answers={**TRIMMED, "end inside": " Up.</s>"},
+        paper_answers=PAPER_TRIMMED,
+    ),
+    Family(
+        name="Gemma 2, published",
+        tokenizer=sentence_piece(
+            PUBLISHED_GEMMA, *GEMMA_TOKENS, spaces="none", bos="<bos>", eos="<eos>", adds_bos=True
+        ),
+        prompts={
+            "single": "<bos><start_of_turn>user\nWhich way is north?<end_of_turn>\n¦<start_of_turn>model\n",
+            "multi": "<bos><start_of_turn>user\nHi<end_of_turn>\n<start_of_turn>model\nHello.<end_of_turn>\n"
+            "<start_of_turn>user\nWhich way is north?<end_of_turn>\n¦<start_of_turn>model\n",
+            "system": "<bos><start_of_turn>user\nBe kind.\n\nWhich way is north?<end_of_turn>\n¦<start_of_turn>model\n",
+            "empty system": "<bos><start_of_turn>user\nWhich way is north?<end_of_turn>\n¦<start_of_turn>model\n",
+            "tool": "template fails: turn 3 has role tool; expected user or assistant",
+        },
+        end="<end_of_turn>",
+        response="{}<end_of_turn>",
+        paper="<start_of_turn>model\n{}<end_of_turn>\n<eos>",
+        answers=TRIMMED,
+        paper_answers=PAPER_TRIMMED,
     ),
 ]

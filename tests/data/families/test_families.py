@@ -9,6 +9,7 @@ from simpo.data.encode import Encoder
 from simpo.data.schema import normalise
 from simpo.data.tokenize import TokenizeOptions, tokenize_pairs
 from simpo.data.truncate import TEXT_AFTER_END, TokenPair
+from simpo.errors import DataError
 
 from . import byte_level, sentence_pieces
 from .models import ANSWERS, CALL, PROMPTS, QUESTION, TOOL, Family, library_ids, token_text, turn
@@ -46,7 +47,7 @@ def test_standard_prompts(family: Family, situation: str) -> None:
 @every_answer
 def test_standard_answers(family: Family, answer: str) -> None:
     pair = encode(family, family.row("single", answer))
-    responses = (family.response.replace("{}", text) for text in (family.answers[answer], "Down."))
+    responses = family.standard_response(answer), family.response.replace("{}", "Down.")
     assert_pair(family, pair, family.standard_prompt("single"), *responses)
     assert isinstance(pair, TokenPair) and pair.cuts == ([TEXT_AFTER_END] if answer == "end inside" else [])
 
@@ -152,6 +153,18 @@ def test_tools_as_list_or_text(tools, mode: str) -> None:
     assert isinstance(pair, TokenPair) and pair.prompt == library_ids(family.tokenizer, expected)
 
 
+def test_a_second_template_for_tools_is_refused() -> None:
+    # at inference transformers takes the template `tool_use` for tools, where a tokenizer has several
+    family = FAMILIES["Qwen2.5"]
+    tokenizer = byte_level.byte_level(byte_level.QWEN_2_5, *byte_level.QWEN_TOKENS[:4], eos="<|im_end|>")
+    tokenizer.chat_template = {"default": byte_level.QWEN_2_5, "tool_use": "{{ messages }}"}
+    encoder = Encoder(tokenizer, TokenizeOptions())
+    plain = encoder([normalise(family.row("single"))])[0]
+    assert isinstance(plain, TokenPair) and plain.prompt == library_ids(tokenizer, family.standard_prompt("single"))
+    with pytest.raises(DataError, match=r"second chat template, tool_use; .* set chat_template to that one"):
+        encoder([normalise(family.row("single")), normalise(family.row("tool"))])
+
+
 def test_nulls_that_arrow_fills_in_change_nothing() -> None:
     family = FAMILIES["Qwen3"]
     other = {"type": "function", "function": {"name": "g", "parameters": {"type": "object", "properties": {"n": {}}}}}
@@ -192,12 +205,16 @@ def test_date_of_the_system_turn() -> None:
 # no template
 
 
-@pytest.mark.parametrize("name", ["Llama 3", "Mistral 0.1", "Phi-4", "Gemma 2", "Mistral 0.3"])
-@pytest.mark.parametrize(
+every_tokenizer = pytest.mark.parametrize("name", ["Llama 3", "Mistral 0.1", "Phi-4", "Gemma 2", "Mistral 0.3"])
+every_text = pytest.mark.parametrize(
     "chosen",
     [" Up.", "Up.", "\nUp.", "\n\n Up.  ", "北です。", "👍🏽 up"],
     ids=["space", "none", "line", "lines", "北", "emoji"],
 )
+
+
+@every_tokenizer
+@every_text
 def test_plain_texts(name: str, chosen: str) -> None:
     tokenizer = FAMILIES[name].tokenizer
     row = {"prompt": "Which way is north?\n", "chosen": chosen, "rejected": "Down."}
@@ -206,3 +223,35 @@ def test_plain_texts(name: str, chosen: str) -> None:
     assert pair.prompt == tokenizer("Which way is north?\n")["input_ids"]
     assert token_text(tokenizer, pair.chosen) == chosen + tokenizer.eos_token
     assert token_text(tokenizer, pair.rejected) == "Down." + tokenizer.eos_token
+
+
+# behind ":" the small tokenizers merge nothing: `paper` drops pairs whose prompts merge with one answer only
+
+
+@every_tokenizer
+@every_text
+def test_plain_texts_in_paper(name: str, chosen: str) -> None:
+    tokenizer = FAMILIES[name].tokenizer
+    pair = encode(FAMILIES[name], {"prompt": "Which way is north:", "chosen": chosen, "rejected": " Down."}, "paper")
+    assert isinstance(pair, TokenPair)
+    assert pair.prompt == [tokenizer.bos_token_id, *library_ids(tokenizer, "Which way is north:")]
+    assert token_text(tokenizer, pair.chosen) == chosen + tokenizer.eos_token
+    assert token_text(tokenizer, pair.rejected) == " Down." + tokenizer.eos_token
+
+
+@every_tokenizer
+@pytest.mark.parametrize("mode, kept", [("standard", "Up."), ("paper", "Up.{eos}\nMore.")])
+def test_plain_texts_end_at_their_first_eos(name: str, mode: str, kept: str) -> None:
+    tokenizer = FAMILIES[name].tokenizer
+    text = "Up.{eos}\nMore.".replace("{eos}", tokenizer.eos_token)
+    pair = encode(FAMILIES[name], {"prompt": "Which way is north:", "chosen": text, "rejected": " Down."}, mode)
+    assert isinstance(pair, TokenPair) and pair.cuts == ([TEXT_AFTER_END] if mode == "standard" else [])
+    # some tokenizers of the SentencePiece kind put a space behind a special token
+    read = token_text(tokenizer, pair.chosen).replace("> \n", ">\n")
+    assert read == kept.replace("{eos}", tokenizer.eos_token) + tokenizer.eos_token
+
+
+@every_tokenizer
+def test_a_text_that_is_only_an_eos_is_no_response(name: str) -> None:
+    row = {"prompt": "Which way is north:", "chosen": FAMILIES[name].tokenizer.eos_token, "rejected": "Down."}
+    assert encode(FAMILIES[name], row) == "empty response"

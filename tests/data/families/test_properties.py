@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from simpo.data.encode import Encoder
-from simpo.data.schema import EMPTY_RESPONSE, EQUAL, EQUAL_AFTER_CUT, TOO_LONG, Pair, normalise
+from simpo.data.schema import EMPTY_RESPONSE, EQUAL, EQUAL_AFTER_CUT, PROMPT_DIFFERS, TOO_LONG, Pair, normalise
 from simpo.data.tokenize import TokenizeOptions
 from simpo.data.truncate import PROMPT_CUT, SYSTEM_CUT, TURNS_CUT, TokenPair
 
@@ -39,6 +39,8 @@ SLOW_OK = settings(
 )
 # its template writes the system turn only where no answer follows, so prompt and answer are no rendered conversation
 MOVES_SYSTEM = ("Mistral 0.3",)
+
+TOKENIZER_WRITES_BOS = ("Zephyr", "Mistral 0.2, published", "Mistral 0.3, published")
 
 
 @st.composite
@@ -86,8 +88,7 @@ def test_uncut_pairs_are_the_rendered_conversation(drawn: tuple[Family, dict[str
     pair = whole_pair(family, row)
     assert pair.cuts == []
     # the prompt is what the model is given when it generates, for both sides
-    added = tokenizer("a")["input_ids"][:-1] if family.name == "Zephyr" else []
-    first = tokenizer.bos_token if added else ""
+    first = tokenizer.bos_token if family.name in TOKENIZER_WRITES_BOS else ""
     assert pair.prompt == library_ids(tokenizer, first + render(family, row["prompt"], add_generation_prompt=True))
     for side, ids in (("chosen", pair.chosen), ("rejected", pair.rejected)):
         text = first + render(family, [*row["prompt"], *row[side]])
@@ -126,6 +127,38 @@ def test_limits_hold_and_nothing_fits_that_was_cut(
     assert (
         encode(family, row, max_length=max_length, max_prompt_length=max_prompt_length, truncation="drop") == TOO_LONG
     )
+
+
+@given(rows(), st.integers(4, 90), st.data())
+@SLOW_OK
+def test_paper_is_prompt_and_answer_rendered_apart(
+    drawn: tuple[Family, dict[str, Any]], max_length: int, data: st.DataObject
+) -> None:
+    family, row = drawn
+    tokenizer = family.tokenizer
+    assume(not family.paper.startswith("template "))
+    whole = encode(family, row, tokenization="paper", max_length=100_000, max_prompt_length=50_000)
+    assume(whole not in (EQUAL, PROMPT_DIFFERS))
+    assert isinstance(whole, TokenPair) and whole.cuts == []
+    bos = tokenizer.bos_token or ""
+    prompt = bos + render(family, row["prompt"]).removeprefix(bos)
+    for side, ids in (("chosen", whole.chosen), ("rejected", whole.rejected)):
+        text = prompt + render(family, row[side]).removeprefix(bos)
+        text = text if text.endswith(tokenizer.eos_token) else text + tokenizer.eos_token
+        assert token_text(tokenizer, whole.prompt + ids) == token_text(tokenizer, library_ids(tokenizer, text))
+        assert whole.prompt.count(tokenizer.bos_token_id) == (1 if bos else 0)
+    limits = {"max_length": max_length, "max_prompt_length": data.draw(st.integers(1, max_length - 1))}
+    pair = encode(family, row, tokenization="paper", **limits)
+    if isinstance(pair, str):
+        assert pair == EQUAL_AFTER_CUT
+        return
+    room = max_length - limits["max_prompt_length"]
+    if whole.length <= max_length:
+        assert (pair.prompt, pair.chosen, pair.rejected) == (whole.prompt, whole.chosen, whole.rejected)
+        return
+    assert pair.length <= max_length and pair.prompt == whole.prompt[-limits["max_prompt_length"] :]
+    for mine, full in ((pair.chosen, whole.chosen), (pair.rejected, whole.rejected)):
+        assert mine in (full, full[:room])
 
 
 def assert_prompt_is_cut_by_turns(family: Family, row: dict[str, Any], whole: TokenPair, pair: TokenPair) -> None:
