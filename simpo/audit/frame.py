@@ -42,6 +42,7 @@ class Frame:
         header, tail: how many scored tokens the template writes before and after every answer.
         header_text: the scored tokens before an answer, as text.
         opening: what the template writes before an answer that is to be generated, as text; "" for plain texts.
+        opening_ids: its tokens, without white space around it.
         special: [V] which ids are special tokens.
         unknown: id of the token for what the vocabulary cannot say; None where there is none.
     """
@@ -55,6 +56,7 @@ class Frame:
     opening: str
     special: np.ndarray
     unknown: int | None
+    opening_ids: tuple[int, ...] = ()
 
 
 def find_frame(tokenizer: PreTrainedTokenizerBase, options: TokenizeOptions, *, messages: bool) -> Frame:
@@ -69,8 +71,9 @@ def find_frame(tokenizer: PreTrainedTokenizerBase, options: TokenizeOptions, *, 
     eos = {tokenizer.eos_token_id} - {None}
     bos = tokenizer.bos_token_id
     special, opening = _special_mask(tokenizer), _opening(tokenizer) if messages else ""
+    opening_ids = tuple(tokenizer(opening.strip(), add_special_tokens=False)["input_ids"])
     if probe is None:
-        return Frame(bos, False, frozenset(eos), 0, 1, "", opening, special, tokenizer.unk_token_id)
+        return Frame(bos, False, frozenset(eos), 0, 1, "", opening, special, tokenizer.unk_token_id, opening_ids)
     header = _shared(probe.chosen, probe.rejected)
     tail = _shared(probe.chosen[::-1], probe.rejected[::-1])
     return Frame(
@@ -83,6 +86,7 @@ def find_frame(tokenizer: PreTrainedTokenizerBase, options: TokenizeOptions, *, 
         opening=opening,
         special=special,
         unknown=tokenizer.unk_token_id,
+        opening_ids=opening_ids,
     )
 
 

@@ -137,15 +137,14 @@ def _bars(name: str, histogram: Histogram) -> Text:
     bars = "".join(_BLOCKS[-(-count * (len(_BLOCKS) - 1) // most)] for count in histogram.counts)
     first, last = (round(histogram.edges[at]) for at in (0, -1))
     low, high = ("≤" if histogram.below else "") + f"{first:,}", f"{last:,}" + ("+" if histogram.above else "")
-    return Text(f"{name:<10} {low:>5} {bars} {high}", no_wrap=True, overflow="crop")
+    return Text(f"{name:<10} {low:>6} {bars} {high}", no_wrap=True, overflow="crop")
 
 
 def finding_text(finding: Finding, *, plain: bool) -> Table:
     """A finding with its rows, and below it what to do."""
     text = Text(f"{finding.where}: {finding.text}")
     if finding.rows:
-        more = ", ..." if finding.count > len(finding.rows) else ""
-        text.append(f" (rows {', '.join(map(str, finding.rows))}{more})")
+        text.append(f" {finding.where_rows}")
     for line in finding.detail:
         text.append(f"\n{line}", style="" if plain else "dim")
     if finding.todo:

@@ -20,7 +20,7 @@ from simpo.audit.inspect import SAMPLE_ROWS, check_sample, sample_rows
 from simpo.batching import PlanSummary
 from simpo.config import SimPOConfig
 from simpo.data.chat import resolve_chat_template
-from simpo.data.load import load_datasets
+from simpo.data.load import load_mix
 from simpo.data.tokenize import TokenizeReport, tokenized
 from simpo.errors import ConfigError
 from simpo.forward import attention_backend
@@ -74,8 +74,8 @@ def run_training(
     if template is not None:  # saved with the model, so that it is used at inference too
         tokenizer.chat_template = template
     with args.main_process_first(desc="reading data"):
-        train, evaluation = load_datasets(settings.data, seed=args.seed)
-        warnings = check_sample(train, evaluation, tokenizer, own_template, args) if audit else []
+        train, evaluation, mix = load_mix(settings.data, seed=args.seed)
+        warnings = check_sample(train, evaluation, tokenizer, own_template, args, mix.numbers) if audit else []
     if dry_run:
         sample = _sample_report(train, evaluation, tokenizer, args)
         _print_plan(settings, config, *sample, notes=[*folder_note, *warnings])

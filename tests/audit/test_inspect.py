@@ -104,6 +104,7 @@ def test_exit_codes(tiny_dir, write, capsys, rows, words, code):
         (["--model=tests/golden/tiny", "--data=x.jsonl", "--eval-prompts=gsm8k"], "name and a file"),
         (["--model=tests/golden/tiny", "--data=x.jsonl", "--eval-prompts=gsm8k=no.jsonl"], "no such file"),
         (["--model=tests/golden/tiny", "--data=x.jsonl", "--html=no/such/folder/x.html"], "there is no folder"),
+        (["--model=tests/golden/tiny", "--data=x.jsonl", "--html=tests"], "is a folder; name a file"),
         (["--model=tests/golden/tiny", "--data=x.jsonl", "--sample=0"], "--sample 0"),
         (["--model=tests/golden/tiny", "--data=x.jsonl", "--bta=3"], "did you mean 'beta'"),
     ],
@@ -115,6 +116,16 @@ def test_errors_are_one_line(words, message, capsys, monkeypatch):
     assert len(error) == 1 and error[0].startswith("error: ") and message in error[0]
 
 
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [("--rows=a", "write e.g. --rows 0,12"), ("--pairs=x", "whole number"), ("--sample=-1", "whole number")],
+)
+def test_numbers_that_are_none(word, message, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["inspect", "--model=x", "--data=x", word])
+    assert message in capsys.readouterr().err
+
+
 def test_rows_that_are_asked_for(tiny_dir, write, capsys):
     rows = [*good_rows(10), row("Empty?", "", "x"), row("Last?", "Yes.", "No.")]
     start = ["inspect", "--model", tiny_dir, "--data", write(rows)]
@@ -123,6 +134,28 @@ def test_rows_that_are_asked_for(tiny_dir, write, capsys):
     assert re.findall(r"^row (\d+):", printed, re.MULTILINE) == ["11", "2"] and "Yes│.│<|eot_id|>" in printed
     assert cli.main([*start, "--rows", "10"]) == 2
     assert "row 10 of the training set is no pair" in capsys.readouterr().err
+
+
+def test_weights_are_no_duplicates(config, capsys):
+    rows = good_rows(20)
+    path = config([*rows, rows[3]], test_size=0.1)
+    name = next(iter(yaml.safe_load(Path(path).read_text())["dataset_mixer"]))
+    assert cli.main(["inspect", path, f'--dataset_weights={{"{name}": 2.5}}', "--strict"]) == 2
+    printed = capsys.readouterr().out
+    assert "each seen 2.5 times an epoch" in printed and "held out" in printed
+    repeats = re.search(r"duplicate_pairs \(train\): (\d+) of (\d+) pairs", " ".join(printed.split()))
+    assert repeats and repeats[1] == "1"
+    words = ["--strict", "--deduplicate=exact", f'--dataset_weights={{"{name}": 2.5}}']
+    assert cli.main(["inspect", path, *words]) == 0
+    printed = capsys.readouterr().out
+    assert "duplicate_pairs" not in printed and "duplicate of an earlier row" in " ".join(printed.split())
+
+
+def test_a_run_takes_weights_for_no_duplicates(config, capsys):
+    path = config(good_rows(20))
+    name = next(iter(yaml.safe_load(Path(path).read_text())["dataset_mixer"]))
+    assert cli.main(["train", path, "--dry-run", f'--dataset_weights={{"{name}": 3}}']) == 0
+    assert "! duplicate_pairs" not in capsys.readouterr().out
 
 
 def test_eval_prompts(tiny_dir, write, tmp_path, capsys):
