@@ -25,6 +25,7 @@ class Finding:
         todo: what to do about it; "" where there is nothing to do.
         count, of: how many of how many; 0 and 0 where nothing is counted.
         rows: the first rows concerned, by their number in the set.
+        origins: source and row number there of each of `rows`; empty where the set is one source, whole.
         detail: further lines to show as they stand.
     """
 
@@ -37,6 +38,7 @@ class Finding:
     of: int = 0
     rows: tuple[int, ...] = ()
     detail: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.check not in CHECKS:
@@ -52,7 +54,8 @@ class Finding:
         """The rows, as shown behind the text; "" without any."""
         more = ", ..." if self.count > len(self.rows) else ""
         one = "" if self.count == 1 else "s"
-        return f"(row{one} {', '.join(map(str, self.rows))}{more})" if self.rows else ""
+        first = f"; {self.rows[0]} is {self.origins[0]}" if self.origins else ""
+        return f"(row{one} {', '.join(map(str, self.rows))}{more}{first})" if self.rows else ""
 
 
 class Limit(NamedTuple):

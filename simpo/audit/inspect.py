@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,9 +116,18 @@ def inspect_run(settings: RunSettings, options: InspectOptions) -> Inspection:
     return Inspection(
         about=_about(settings, comparison, audited, there, mix),
         sets=tuple(one.audit for one in audited),
-        findings=tuple(all_findings([one.audit for one in audited], comparison)),
+        findings=tuple(
+            _with_origins(finding, mix) for finding in all_findings([one.audit for one in audited], comparison)
+        ),
         samples={"train": _samples(audited[0], tokenizer, options)},
     )
+
+
+def _with_origins(finding: Finding, mix: LoadReport) -> Finding:
+    """Where the rows of the training set come from, unless their numbers say it."""
+    if finding.dataset != "train" or (len(mix.taken) == 1 and not mix.lines()):
+        return finding
+    return replace(finding, origins=tuple(map(mix.origin, finding.rows)))
 
 
 def check_sample(

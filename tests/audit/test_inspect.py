@@ -158,6 +158,17 @@ def test_a_run_takes_weights_for_no_duplicates(config, capsys):
     assert "! duplicate_pairs" not in capsys.readouterr().out
 
 
+def test_rows_of_several_sources_are_named(config, write, capsys):
+    second = write([row("Say it.", "It <|im_start|>", "This."), *good_rows(3)], "second.jsonl")
+    assert cli.main(["inspect", config(good_rows(20)), f'--dataset_mixer={{"{second}": 1.0, "other": 1.0}}']) == 2
+    first = write(good_rows(20), "first.jsonl")
+    mixer = f'--dataset_mixer={{"{first}": 1.0, "{second}": 1.0}}'
+    capsys.readouterr()
+    assert cli.main(["inspect", config(good_rows(20)), mixer]) == 0
+    printed = "".join(capsys.readouterr().out.split())
+    assert f"(row20;20is{second}row0)" in printed
+
+
 def test_eval_prompts(tiny_dir, write, tmp_path, capsys):
     (tmp_path / "set.txt").write_text("What is 3 plus 3?\nWhat is the meaning of all of this, then?\n")
     start = ["inspect", "--model", tiny_dir, "--data", write(good_rows(10))]
@@ -218,7 +229,8 @@ def test_json(config, tmp_path, capsys):
     assert set(report) == {"format", "about", "levels", "findings", "sets"} and report["format"] == 1
     assert list(report["levels"]) == LEVELS and set(report["sets"]) == {"train", "eval"}
     for finding in report["findings"]:
-        assert set(finding) == {"level", "check", "dataset", "text", "todo", "count", "of", "rows", "detail"}
+        names = {"level", "check", "dataset", "text", "todo", "count", "of", "rows", "detail", "origins"}
+        assert set(finding) == names and finding["origins"] == []
         assert finding["level"] in LEVELS and all(isinstance(number, int) for number in finding["rows"])
     levels = [LEVELS.index(finding["level"]) for finding in report["findings"]]
     assert levels == sorted(levels)
@@ -269,6 +281,8 @@ def test_width(inspection, width):
     show(inspection, out)
     printed = out.file.getvalue()
     assert max(map(len, printed.splitlines())) <= width
+    bars = [line for line in printed.splitlines() if "▁" in line or "█" in line]
+    assert len(bars) == 8 and all(re.search(r"\d [ ▁-█]{5,} [\d,]+\+?$", line) for line in bars)
     for words in ("chosen", "longest", "length_bias", "special_inside"):
         assert words in printed
 
