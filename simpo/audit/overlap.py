@@ -168,10 +168,11 @@ class OverlapSearch:
         sums, starts = self._grams(words)
         hits = np.isin(sums, self._known)
         texts_hit = np.searchsorted(ends, starts[hits], side="right")
+        prompts = {at: hash(same_text(batch[at].prompt)) for at in np.unique(texts_hit // 3).tolist()}
         for gram, text in dict.fromkeys(zip(sums[hits].tolist(), texts_hit.tolist(), strict=True)):
             at, part = divmod(text, 3)
             where = ("prompt", "chosen", "rejected")[part]
-            self._hits.append((gram, self._pairs + at, hash(same_text(batch[at].prompt)), where))
+            self._hits.append((gram, self._pairs + at, prompts[at], where))
         self._pairs += len(batch)
 
     def result(self) -> Overlap:
@@ -194,8 +195,8 @@ class OverlapSearch:
 
     def _grams(self, words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """A number for each n-gram of known words, and where it starts."""
-        get = self._numbers.get
-        ids = np.fromiter((get(word, 0) for word in words), dtype=np.int64, count=len(words))
+        numbers = map(self._numbers.get, words, itertools.repeat(0))
+        ids = np.fromiter(numbers, dtype=np.int64, count=len(words))
         count = max(0, len(ids) - self.words + 1)
         unknown = np.concatenate([[0], np.cumsum(ids == 0)])
         starts = np.flatnonzero(unknown[self.words :][:count] == unknown[:count])
