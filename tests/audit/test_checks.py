@@ -254,6 +254,17 @@ def test_template_differs(findings_of, make_tokenizer, tiny_tokenizer):
     assert alike.level == "note" and "renders the same" in alike.text
 
 
+def test_a_template_that_differs_in_what_it_adds_or_refuses(findings_of, make_tokenizer):
+    rows, system = good_rows(5), make_tokenizer(CHATML_DEFAULT_SYSTEM)
+    finding = findings_of(rows, system, own=CHATML)["template_differs"]
+    assert finding.level == "warning" and "+<|im_start|>system" in finding.detail[2:]
+    refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHATML
+    finding = findings_of(rows, make_tokenizer(refusing), own=CHATML)["template_differs"]
+    assert finding.level == "warning" and "+(refuses a system turn)" in finding.detail
+    again = make_tokenizer(refusing.replace("no system", "never"))
+    assert findings_of(rows, again, own=refusing)["template_differs"].level == "note"
+
+
 def test_template_markers(findings_of, make_tokenizer, tiny_tokenizer):
     own = tiny_tokenizer.chat_template
     assert "template_markers" not in findings_of(good_rows(5), make_tokenizer(CHATML), own=own)
