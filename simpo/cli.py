@@ -196,14 +196,16 @@ def _add_inspect(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -
 
 
 def _count(word: str) -> int:
-    number = int(word)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{number} must be 0 or more")
-    return number
+    if not word.isdecimal():
+        raise argparse.ArgumentTypeError(f"{word!r} must be a whole number, 0 or more")
+    return int(word)
 
 
 def _rows(word: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in word.split(","))
+    numbers = word.split(",")
+    if not all(number.isdecimal() for number in numbers):
+        raise argparse.ArgumentTypeError(f"{word!r} must be row numbers from 0 on; write e.g. --rows 0,12")
+    return tuple(map(int, numbers))
 
 
 def split_overrides(words: Sequence[str], flags: dict[str, Flag]) -> tuple[list[str], list[str]]:

@@ -14,13 +14,16 @@ from simpo.audit.frame import Frame, TemplateComparison
 from simpo.audit.overlap import Overlap
 from simpo.audit.statistics import SetStatistics
 from simpo.audit.texts import TextFacts
-from simpo.data.schema import DROP_CAUSES
+from simpo.data.schema import DROP_CAUSES, TOO_LONG
 from simpo.data.tokenize import TokenizeReport
 from simpo.data.truncate import TRUNCATION_CAUSES
 
 # Length alone would then be right in two pairs of three, as good as a weak judge; below that, good answers
 # to real questions simply tend to be longer.
 BIASED_SHARE = 2 / 3
+# A response of fewer tokens that was cut is the beginning of an answer, about a sentence.
+SHORT = 32
+_SHOWN = 160  # characters of a header that are shown
 # Standard errors that a share must differ from one half by: small sets are lopsided by chance.
 _SIGMAS = 3
 
@@ -35,6 +38,7 @@ class SetAudit:
         frame: what stands around its answers.
         tokens, texts: facts about each pair [N].
         statistics: numbers about the set.
+        repeated: [N] whether the pair's row stands in the set before, as `dataset_weights` asks for.
         overlaps: evaluation sets that were looked for.
     """
 
@@ -44,6 +48,7 @@ class SetAudit:
     tokens: TokenFacts
     texts: TextFacts
     statistics: SetStatistics
+    repeated: np.ndarray
     overlaps: tuple[Overlap, ...] = ()
 
 
@@ -61,11 +66,15 @@ def all_findings(sets: Iterable[SetAudit], template: TemplateComparison) -> list
 
 
 def check_rows(audit: SetAudit) -> list[Finding]:
-    """dropped, truncated: what the tokenisation left out or cut, one finding a cause."""
+    """dropped, truncated: what the tokenisation left out or cut, one finding a cause.
+
+    Rows that `truncation: drop` leaves out were to be left out: they are a note, and do not make others worse.
+    """
     report = audit.report
     if report is None:
         return []
-    dropped = LIMITS["dropped"].level((report.total - report.kept) / report.total)
+    faulty = report.total - report.kept - report.dropped.get(TOO_LONG, 0)
+    dropped = LIMITS["dropped"].level(faulty / report.total)
     kinds: list[tuple[str, dict[str, int], dict[str, str], int, str]] = [
         ("dropped", report.dropped, DROP_CAUSES, report.total, "rows are left out"),
         ("truncated", report.truncated, TRUNCATION_CAUSES, report.kept, "pairs"),
@@ -75,6 +84,7 @@ def check_rows(audit: SetAudit) -> list[Finding]:
         for cause, count in sorted(causes.items(), key=lambda item: -item[1]):
             share = count / total
             level = dropped if check == "dropped" else LIMITS[check].level(share)
+            level = "note" if cause == TOO_LONG else level
             text = f"{count:,} of {total:,} {what} ({show_share(share)}): {cause}"
             rows = tuple(report.examples.get(cause, []))
             todo = advice.get(cause.split(":")[0], "")
@@ -120,17 +130,25 @@ def check_bos(audit: SetAudit) -> list[Finding]:
 
 
 def check_ends(audit: SetAudit) -> list[Finding]:
-    """end_missing: responses that do not end with an end token."""
+    """end_missing, cut_short: responses that do not end with an end token, and of these such as say hardly anything."""
     facts = audit.tokens
+    short = (~facts.chosen_ended & (facts.chosen < SHORT)) | (~facts.rejected_ended & (facts.rejected < SHORT))
     parts = [
         f"{side} {int(np.count_nonzero(~ended)):,}"
         for side, ended in (("chosen", facts.chosen_ended), ("rejected", facts.rejected_ended))
     ]
-    return counted(
-        "end_missing", audit.name, ~(facts.chosen_ended & facts.rejected_ended), facts.row,
-        f"{{pairs}} have a response without an end token ({', '.join(parts)})",
-        "raise max_length where truncation took it; end every response of data of token ids with an end token",
-    )  # fmt: skip
+    return [
+        *counted(
+            "end_missing", audit.name, ~(facts.chosen_ended & facts.rejected_ended), facts.row,
+            f"{{pairs}} have a response without an end token ({', '.join(parts)})",
+            "raise max_length where truncation took it; end every response of data of token ids with an end token",
+        ),
+        *counted(
+            "cut_short", audit.name, short, facts.row,
+            f"{{pairs}} have a response of fewer than {SHORT} tokens without an end: only the beginning of an answer",
+            "raise max_length, or lower max_prompt_length: what lies between them is left to a response",
+        ),
+    ]  # fmt: skip
 
 
 def check_specials(audit: SetAudit) -> list[Finding]:
@@ -155,27 +173,39 @@ def check_specials(audit: SetAudit) -> list[Finding]:
 
 
 def check_header(audit: SetAudit) -> list[Finding]:
-    """scored_header: what the template writes before an answer is scored with it; `tokenization: paper` only."""
-    frame = audit.frame
-    if not frame.header_text.strip() or audit.report is None:
+    """scored_header: what the template writes before an answer is scored with it.
+
+    Where rows are tokenised, that is so for all of them or none, by `tokenization`; data of token ids are searched.
+    """
+    frame, facts = audit.frame, audit.tokens
+    if audit.report is None:
+        return counted(
+            "scored_header", audit.name, facts.openings > 0, facts.row,
+            "{pairs} have the header that the template writes before an answer inside a scored response",
+            "end the prompt after the assistant's header; set tokenization: paper where these are the ids of the "
+            "published implementation",
+        )  # fmt: skip
+    if not frame.header_text.strip():
         return []
-    head = f"the template's {frame.header} tokens {frame.header_text!r} stand before every answer and are scored"
+    said = frame.header_text if len(frame.header_text) <= _SHOWN else frame.header_text[:_SHOWN] + "..."
+    head = f"every response begins with {frame.header} tokens of the template, which are scored too: {said!r}"
     if frame.header_text.strip() in frame.opening:
-        todo = "nothing, if the published implementation is to be matched; else tokenization: standard"
+        todo = "leave it so to match the published implementation; for any other run set tokenization: standard"
         return [Finding("note", "scored_header", audit.name, head, todo)]
-    todo = "use tokenization: standard, or a chat_template without a default system turn (chatml is one)"
+    todo = "set tokenization: standard, or a chat_template without a default system turn (chatml is one)"
     return [Finding(LIMITS["scored_header"].level(1), "scored_header", audit.name, head, todo)]
 
 
 def check_repeats(audit: SetAudit) -> list[Finding]:
     """duplicate_prompts, duplicate_pairs, contradictions, answers_alike: what stands more than once."""
-    texts, row, name = audit.texts, audit.tokens.row, audit.name
+    once = ~audit.repeated
+    texts, row, name = audit.texts.of(once), audit.tokens.row[once], audit.name
     _, first, sizes = np.unique(texts.prompt, return_index=True, return_counts=True)
     again = np.ones(len(row), dtype=bool)
     again[np.unique(texts.pair, return_index=True)[1]] = False
     found = counted(
         "duplicate_pairs", name, again, row, "{pairs} repeat an earlier pair, prompt and both answers",
-        "remove the copies, unless they are meant to weigh more",
+        "set deduplicate: exact, or near for copies that differ in case; dataset_weights is how rows weigh more",
     )  # fmt: skip
     found += counted(
         "contradictions", name, np.isin(texts.pair, texts.swapped) & ~texts.alike, row,

@@ -19,12 +19,13 @@ class TokenFacts(NamedTuple):
     """One entry a pair, in the order of the pairs [N].
 
     Fields:
-        row: the pair's row in its source.
+        row: the pair's row in its set.
         prompt, chosen, rejected: lengths in tokens.
         leading_bos: BOS tokens at the start: 0, 1, or 2 for two and more.
         later_bos: BOS tokens anywhere else, unless BOS also ends turns.
         chosen_ended, rejected_ended: whether the response ends with an end token.
         chosen_special, rejected_special: special tokens within the answer, less what the template writes around it.
+        openings: how often what the template writes before an answer is scored, beyond the frame's own header.
         unknown: tokens for what the vocabulary cannot say.
         outside: ids that the vocabulary does not have.
     """
@@ -39,6 +40,7 @@ class TokenFacts(NamedTuple):
     rejected_ended: np.ndarray
     chosen_special: np.ndarray
     rejected_special: np.ndarray
+    openings: np.ndarray
     unknown: np.ndarray
     outside: np.ndarray
 
@@ -59,6 +61,15 @@ class _Lists(NamedTuple):
         total = np.concatenate([[0], np.cumsum(mask, dtype=np.int64)])
         starts = np.minimum(self.starts + skip, self.ends)
         return total[np.maximum(self.ends - leave, starts)] - total[starts]
+
+    def count_run(self, run: tuple[int, ...], skip: int = 0) -> np.ndarray:
+        """How often these values stand in a row in each list, behind its first `skip` entries; an empty run never."""
+        if not run or len(self.values) < len(run):
+            return np.zeros_like(self.starts)
+        found = np.ones(len(self.values), dtype=bool)
+        for offset, value in enumerate(run):
+            found[: len(found) - offset] &= self.values[offset:] == value
+        return self.count_in(found, skip, len(run) - 1)  # one that ends in the next list is none
 
     def at(self, offset: int) -> np.ndarray:
         """The entry at an offset from each list's start, or end where negative; -1 where the list is shorter."""
@@ -105,6 +116,7 @@ def _facts_of(table: Any, frame: Frame) -> TokenFacts:
         rejected_ended=np.isin(rejected.at(-1), ends),
         chosen_special=_answer_specials(chosen, special[1], ends, *around),
         rejected_special=_answer_specials(rejected, special[2], ends, *around),
+        openings=_total(side.count_run(frame.opening_ids, frame.header) for side in (chosen, rejected)),
         unknown=_total(side.count_in(side.values == unknown) for side in sides),
         outside=_total(side.count_in(~ok) for side, ok in zip(sides, valid, strict=True)),
     )

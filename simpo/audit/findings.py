@@ -19,12 +19,13 @@ class Finding:
 
     Args:
         level: `error` stops a run, `warning` stops it with --strict, `note` is to be known.
-        check: name of the check; docs/data.md lists them.
+        check: name of the check, one of `CHECKS`.
         dataset: train, eval, or "" where it concerns the run.
         text: what was found.
         todo: what to do about it; "" where there is nothing to do.
         count, of: how many of how many; 0 and 0 where nothing is counted.
-        rows: the first rows concerned, by their number in the source.
+        rows: the first rows concerned, by their number in the set.
+        origins: source and row number there of each of `rows`; empty where the set is one source, whole.
         detail: further lines to show as they stand.
     """
 
@@ -37,11 +38,24 @@ class Finding:
     of: int = 0
     rows: tuple[int, ...] = ()
     detail: tuple[str, ...] = ()
+    origins: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.check not in CHECKS:
+            raise ValueError(f"{self.check} is missing from CHECKS")
 
     @property
     def where(self) -> str:
         """Check and set, as shown before the text."""
         return f"{self.check} ({self.dataset})" if self.dataset else self.check
+
+    @property
+    def where_rows(self) -> str:
+        """The rows, as shown behind the text; "" without any."""
+        more = ", ..." if self.count > len(self.rows) else ""
+        one = "" if self.count == 1 else "s"
+        first = f"; {self.rows[0]} is {self.origins[0]}" if self.origins else ""
+        return f"(row{one} {', '.join(map(str, self.rows))}{more}{first})" if self.rows else ""
 
 
 class Limit(NamedTuple):
@@ -70,7 +84,8 @@ LIMITS: dict[str, Limit] = {
     "bos_missing": Limit(ANY, 0.5, "some: truncation took it; most: the ids were made for another tokenizer"),
     "bos_inside": Limit(0.001, None, "one in a thousand is more than talk about tokens"),
     "end_missing": Limit(0.05, 0.5, "a model that sees most answers without an end does not learn to stop"),
-    "scored_header": Limit(None, ANY, "a whole turn before every answer dilutes the mean log-probability of both"),
+    "cut_short": Limit(0.01, None, "a mean over the first words compares openings; rare ones do no harm"),
+    "scored_header": Limit(0.001, 0.5, "a turn before every answer dilutes the mean log-probability of both"),
     "special_inside": Limit(0.001, None, "one in a thousand is more than talk about tokens"),
     "turn_markers": Limit(0.001, None, "one in a thousand is more than talk about chat formats"),
     "unknown_tokens": Limit(0.01, None, "in one pair of a hundred the model cannot read what is meant"),
@@ -80,7 +95,10 @@ LIMITS: dict[str, Limit] = {
     "leakage": Limit(ANY, None, "what the model has seen says nothing about what it has not"),
     "eval_overlap": Limit(ANY, None, "what the model has seen says nothing about what it has not"),
 }
-"""Check -> limits. `length_bias` has limits of its own; `duplicate_prompts` is always a note."""
+"""Check -> limits."""
+
+CHECKS = frozenset(LIMITS) | {"length_bias", "duplicate_prompts", "template_differs", "template_markers"}
+"""All checks. The last four do not go by a share of the pairs: see where they are made, in `checks`."""
 
 
 def counted(
@@ -89,7 +107,7 @@ def counted(
     """A finding about the pairs of a mask [N], at the level that `LIMITS` gives to their share; none without any.
 
     Args:
-        row: [N] numbers of the pairs in their source.
+        row: [N] numbers of the pairs' rows in their set.
         text: with `{pairs}` for how many of how many.
     """
     count = int(np.count_nonzero(mask))

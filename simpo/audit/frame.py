@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # Texts whose first and last tokens differ: what their answers share was written by the template.
 _QUESTION, _ANSWERS = "Which one?", ("Apple", "Zigzag")
-_CONVERSATION: list[Message] = [
+_CONVERSATION: list[Message] = [  # also looked at without its system turn, which a template may write by itself
     {"role": "system", "content": "SYSTEM"},
     {"role": "user", "content": "QUESTION"},
     {"role": "assistant", "content": "ANSWER"},
@@ -42,6 +42,7 @@ class Frame:
         header, tail: how many scored tokens the template writes before and after every answer.
         header_text: the scored tokens before an answer, as text.
         opening: what the template writes before an answer that is to be generated, as text; "" for plain texts.
+        opening_ids: its tokens, without white space around it.
         special: [V] which ids are special tokens.
         unknown: id of the token for what the vocabulary cannot say; None where there is none.
     """
@@ -55,6 +56,7 @@ class Frame:
     opening: str
     special: np.ndarray
     unknown: int | None
+    opening_ids: tuple[int, ...] = ()
 
 
 def find_frame(tokenizer: PreTrainedTokenizerBase, options: TokenizeOptions, *, messages: bool) -> Frame:
@@ -69,8 +71,9 @@ def find_frame(tokenizer: PreTrainedTokenizerBase, options: TokenizeOptions, *, 
     eos = {tokenizer.eos_token_id} - {None}
     bos = tokenizer.bos_token_id
     special, opening = _special_mask(tokenizer), _opening(tokenizer) if messages else ""
+    opening_ids = tuple(tokenizer(opening.strip(), add_special_tokens=False)["input_ids"])
     if probe is None:
-        return Frame(bos, False, frozenset(eos), 0, 1, "", opening, special, tokenizer.unk_token_id)
+        return Frame(bos, False, frozenset(eos), 0, 1, "", opening, special, tokenizer.unk_token_id, opening_ids)
     header = _shared(probe.chosen, probe.rejected)
     tail = _shared(probe.chosen[::-1], probe.rejected[::-1])
     return Frame(
@@ -83,6 +86,7 @@ def find_frame(tokenizer: PreTrainedTokenizerBase, options: TokenizeOptions, *, 
         opening=opening,
         special=special,
         unknown=tokenizer.unk_token_id,
+        opening_ids=opening_ids,
     )
 
 
@@ -145,7 +149,7 @@ class TemplateComparison:
 
 
 def compare_templates(tokenizer: PreTrainedTokenizerBase, own: Any) -> TemplateComparison:
-    """Render one conversation with the template in use (the tokenizer's) and with the model's own.
+    """Render a conversation, with and without a system turn, by the template in use and by the model's own.
 
     Args:
         tokenizer: with the template in use.
@@ -155,15 +159,18 @@ def compare_templates(tokenizer: PreTrainedTokenizerBase, own: Any) -> TemplateC
     if used is None or used == own:
         return TemplateComparison("none" if used is None else "same", [], {})
     ours = _rendered(tokenizer, own_template(tokenizer))
-    split = {marker: _tokens_of(tokenizer, marker) for marker in sorted(set(_TURN_MARKER.findall(ours)))}
+    split = {marker: _tokens_of(tokenizer, marker) for marker in sorted(set(_TURN_MARKER.findall("".join(ours))))}
     split = {marker: count for marker, count in split.items() if count > 1}
     own = own.get("default") if isinstance(own, dict) else own
     if own is None:
         return TemplateComparison("added", [], split)
     theirs = _rendered(tokenizer, own)
-    if ours == theirs:
+    different = [(old, new) for old, new in zip(theirs, ours, strict=True) if old != new]
+    if not different:
         return TemplateComparison("alike", [], split)
-    lines = difflib.unified_diff(theirs.splitlines(), ours.splitlines(), "the model's own", "in use", n=1, lineterm="")
+    shown = next((texts for texts in different if all(texts)), different[0])  # rather than what one of them refuses
+    old, new = (text.splitlines() or ["(refuses a system turn)"] for text in shown)
+    lines = difflib.unified_diff(old, new, "the model's own", "in use", n=1, lineterm="")
     return TemplateComparison("different", [line for line in lines if not line.startswith("@@")], split)
 
 
@@ -171,10 +178,8 @@ def _tokens_of(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
     return len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def _rendered(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
-    """One conversation as text; without its system turn where the template refuses one."""
-    for turns in (_CONVERSATION, _CONVERSATION[1:]):
-        text, failure = render_rows(tokenizer, template, [turns], add_generation_prompt=True)[0]
-        if failure is None:
-            return text
-    return f"({failure})"
+def _rendered(tokenizer: PreTrainedTokenizerBase, template: str) -> list[str]:
+    """The conversation with and without its system turn as text; "" where the template refuses it."""
+    both = [_CONVERSATION, _CONVERSATION[1:]]
+    rendered = render_rows(tokenizer, template, both, add_generation_prompt=True)
+    return [text if failure is None else "" for text, failure in rendered]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from simpo.audit.texts import read_texts, text_facts
 from simpo.audit.tokens import ShownPair, shown_pairs
 from simpo.config import PreferenceConfig
 from simpo.data.chat import resolve_chat_template
-from simpo.data.load import load_datasets
+from simpo.data.load import LoadReport, load_mix
 from simpo.data.schema import Pair, normalise
 from simpo.data.tokenize import TokenizeOptions, is_tokenized, tokenized
 from simpo.errors import ConfigError, DataError
@@ -75,8 +76,8 @@ def run_inspection(settings: RunSettings, options: InspectOptions) -> None:
         SimPOError: settings or data cannot be read; or DataError: a check found an error.
     """
     for path in (options.html, options.json):
-        if path is not None and not path.absolute().parent.is_dir():
-            raise ConfigError(f"{path}: there is no folder {path.absolute().parent}; make it, or write elsewhere")
+        if path is not None:
+            _check_writable(path)
     inspection = inspect_run(settings, options)
     show(inspection, open_console())
     if options.html is not None:
@@ -84,6 +85,16 @@ def run_inspection(settings: RunSettings, options: InspectOptions) -> None:
     if options.json is not None:
         options.json.write_text(json.dumps(as_json(inspection), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     stop_on(inspection.findings, strict=options.strict)
+
+
+def _check_writable(path: Path) -> None:
+    """Before the long part, and without touching a report that is there."""
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise ConfigError(f"{path}: there is no folder {folder}; make it, or write elsewhere")
+    if path.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
+        why = "is a folder" if path.is_dir() else "cannot be written"
+        raise ConfigError(f"{path}: {why}; name a file that can be written, e.g. report{path.suffix or '.html'}")
 
 
 def inspect_run(settings: RunSettings, options: InspectOptions) -> Inspection:
@@ -96,16 +107,27 @@ def inspect_run(settings: RunSettings, options: InspectOptions) -> Inspection:
     template = resolve_chat_template(settings.data.chat_template, tokenizer)
     if template is not None:
         tokenizer.chat_template = template
-    train, evaluation = load_datasets(settings.data, seed=args.seed, num_proc=args.dataset_num_proc)
-    sets = [("train", train, looking)] + ([("eval", evaluation, [])] if evaluation is not None else [])
-    audited = [audit_set(desc, data, tokenizer, args, options.sample, search) for desc, data, search in sets]
+    train, evaluation, mix = load_mix(settings.data, seed=args.seed, num_proc=args.dataset_num_proc)
+    audited = [audit_set("train", train, tokenizer, args, options.sample, looking, mix.numbers)]
+    if evaluation is not None:
+        audited.append(audit_set("eval", evaluation, tokenizer, args, options.sample))
     comparison = compare_templates(tokenizer, own)
+    there = {"train": len(train), "eval": len(evaluation or ())}
     return Inspection(
-        about=_about(settings, comparison, audited, {desc: len(data) for desc, data, _ in sets}),
+        about=_about(settings, comparison, audited, there, mix),
         sets=tuple(one.audit for one in audited),
-        findings=tuple(all_findings([one.audit for one in audited], comparison)),
+        findings=tuple(
+            _with_origins(finding, mix) for finding in all_findings([one.audit for one in audited], comparison)
+        ),
         samples={"train": _samples(audited[0], tokenizer, options)},
     )
+
+
+def _with_origins(finding: Finding, mix: LoadReport) -> Finding:
+    """Where the rows of the training set come from, unless their numbers say it."""
+    if finding.dataset != "train" or (len(mix.taken) == 1 and not mix.lines()):
+        return finding
+    return replace(finding, origins=tuple(map(mix.origin, finding.rows)))
 
 
 def check_sample(
@@ -114,6 +136,7 @@ def check_sample(
     tokenizer: PreTrainedTokenizerBase,
     own_template: Any,
     args: PreferenceConfig,
+    numbers: np.ndarray | None = None,
 ) -> list[str]:
     """The checks on a sample of each set, before weights are read.
 
@@ -122,6 +145,7 @@ def check_sample(
         tokenizer: with the template in use.
         own_template: the model's own.
         args: how rows are tokenised.
+        numbers: of the training rows, where some are repeated on purpose.
 
     Returns:
         Warnings as lines.
@@ -129,8 +153,9 @@ def check_sample(
     Raises:
         DataError: a check found an error.
     """
-    sets = [("train", train)] + ([("eval", evaluation)] if evaluation is not None else [])
-    audits = [audit_set(name, data, tokenizer, args, SAMPLE_ROWS, []).audit for name, data in sets]
+    audits = [audit_set("train", train, tokenizer, args, SAMPLE_ROWS, numbers=numbers).audit]
+    if evaluation is not None:
+        audits.append(audit_set("eval", evaluation, tokenizer, args, SAMPLE_ROWS).audit)
     findings = all_findings(audits, compare_templates(tokenizer, own_template))
     stop_on(findings, strict=False)
     warnings = [finding for finding in findings if finding.level == "warning"]
@@ -150,7 +175,8 @@ def audit_set(
     tokenizer: PreTrainedTokenizerBase,
     args: PreferenceConfig,
     limit: int | None,
-    searches: list[OverlapSearch],
+    searches: Sequence[OverlapSearch] = (),
+    numbers: np.ndarray | None = None,
 ) -> Audited:
     """Tokenise one set as training would, and find out all about it.
 
@@ -160,6 +186,7 @@ def audit_set(
         args: how rows are tokenised, and the padded batch to compare with.
         limit: at most so many rows, from all over; None for all.
         searches: for evaluation prompts.
+        numbers: of the rows, [len(data)]: rows of one number are one row that is repeated on purpose.
     """
     rows = sample_rows(data, limit)
     sample = data if len(rows) == len(data) else data.select(rows)
@@ -170,13 +197,17 @@ def audit_set(
     frame = find_frame(tokenizer, options, messages=_holds_messages(sample, tokenizer))
     facts = token_facts(pairs, frame)
     texts = text_facts(read_texts(sample, facts.row, tokenizer), frame.opening, searches)
+    row = np.asarray(rows)[facts.row]
+    repeated = np.ones(len(row), dtype=bool)
+    repeated[np.unique(row if numbers is None else numbers[row], return_index=True)[1]] = False
     audit = SetAudit(
         name=name,
         report=report,
         frame=frame,
-        tokens=facts._replace(row=np.asarray(rows)[facts.row]),
+        tokens=facts._replace(row=row),
         texts=texts,
         statistics=set_statistics(facts, args.per_device_train_batch_size, args.seed),
+        repeated=repeated,
         overlaps=tuple(search.result() for search in searches),
     )
     return Audited(audit, pairs)
@@ -211,7 +242,11 @@ def _positions(facts: TokenFacts, options: InspectOptions) -> list[int]:
 
 
 def _about(
-    settings: RunSettings, comparison: TemplateComparison, audited: list[Audited], there: dict[str, int]
+    settings: RunSettings,
+    comparison: TemplateComparison,
+    audited: list[Audited],
+    there: dict[str, int],
+    mix: LoadReport,
 ) -> dict[str, str]:
     args, data = settings.training, settings.data
     mixers: dict[str, Any] = {"train": data.dataset_mixer, "eval": data.eval_dataset_mixer}
@@ -222,6 +257,8 @@ def _about(
         looked = one.audit.report.total if one.audit.report else len(one.pairs)
         sample = "" if looked == there[name] else f"a sample of {looked:,} of "
         about[name] = f"{sample}{there[name]:,} rows: {source}"
+    if mix.lines():
+        about["sources"] = "\n".join(line.strip().removeprefix("sources: ") for line in mix.lines())
     states = {"same": "the model's own", "none": "none"}
     about["template"] = states.get(comparison.state) or f"chat_template ({_short(str(data.chat_template))})"
     about["tokens"] = f"{args.tokenization}, max_length {args.max_length}, max_prompt_length {args.max_prompt_length}"

@@ -67,8 +67,7 @@ def read_prompts(name: str, path: str) -> list[str]:
     if not file.is_file():
         raise ConfigError(f"{where}: no such file (looked for {file.absolute()}); write NAME=FILE")
     if file.suffix.lower() == ".txt":
-        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
-        prompts = [line for line in lines if line.strip()]
+        prompts = [line for line in _lines(file, where) if line.strip()]
     else:
         data = open_source(str(file))
         assert isinstance(data, Dataset)  # a file
@@ -78,18 +77,36 @@ def read_prompts(name: str, path: str) -> list[str]:
                 f"{where}: no column {', '.join(_COLUMNS[:-1])} or {_COLUMNS[-1]} "
                 f"(its columns: {', '.join(data.column_names)}); rename the prompts' column to prompt"
             )
-        prompts = [prompt for prompt in map(_plain, data[column]) if prompt.strip()]
+        try:
+            prompts = [prompt for prompt in map(_plain, data[column]) if prompt.strip()]
+        except TypeError as error:
+            raise DataError(
+                f"{where}: column {column} holds {error}; prompts are texts, lists of turns or of messages"
+            ) from None
     if not prompts:
         raise DataError(f"{where}: holds no prompts; write one a line, or one a row")
     return prompts
 
 
+def _lines(file: Path, where: str) -> list[str]:
+    try:
+        return file.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}: is no UTF-8 text ({error.reason}); save the file as UTF-8") from None
+
+
 def _plain(value: Any) -> str:
-    """A prompt as text: of several turns all, of messages those of the user."""
+    """A prompt as text: of several turns all, of messages those of the user.
+
+    Raises:
+        TypeError: it is none; the message is its type's name.
+    """
     if isinstance(value, str):
         return value
     if isinstance(value, dict):
         return str(value.get("content", "")) if value.get("role", "user") == "user" else ""
+    if value is not None and not isinstance(value, list):
+        raise TypeError(type(value).__name__)
     return "\n".join(filter(None, map(_plain, value or [])))
 
 
@@ -151,10 +168,11 @@ class OverlapSearch:
         sums, starts = self._grams(words)
         hits = np.isin(sums, self._known)
         texts_hit = np.searchsorted(ends, starts[hits], side="right")
+        prompts = {at: hash(same_text(batch[at].prompt)) for at in np.unique(texts_hit // 3).tolist()}
         for gram, text in dict.fromkeys(zip(sums[hits].tolist(), texts_hit.tolist(), strict=True)):
             at, part = divmod(text, 3)
             where = ("prompt", "chosen", "rejected")[part]
-            self._hits.append((gram, self._pairs + at, hash(same_text(batch[at].prompt)), where))
+            self._hits.append((gram, self._pairs + at, prompts[at], where))
         self._pairs += len(batch)
 
     def result(self) -> Overlap:
@@ -177,8 +195,8 @@ class OverlapSearch:
 
     def _grams(self, words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """A number for each n-gram of known words, and where it starts."""
-        get = self._numbers.get
-        ids = np.fromiter((get(word, 0) for word in words), dtype=np.int64, count=len(words))
+        numbers = map(self._numbers.get, words, itertools.repeat(0))
+        ids = np.fromiter(numbers, dtype=np.int64, count=len(words))
         count = max(0, len(ids) - self.words + 1)
         unknown = np.concatenate([[0], np.cumsum(ids == 0)])
         starts = np.flatnonzero(unknown[self.words :][:count] == unknown[:count])

@@ -8,7 +8,7 @@ from html import escape
 from simpo.audit.statistics import Histogram
 
 _WIDTH, _HEIGHT = 360, 190
-_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 10, 12, 34
+_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 24, 12, 34  # a label may stand at the right end
 
 
 def histogram_svg(histogram: Histogram, label: str, kinds: Sequence[str], axis: str = "tokens") -> str:
@@ -44,7 +44,9 @@ def histogram_svg(histogram: Histogram, label: str, kinds: Sequence[str], axis: 
             f'width="{x(high) - x(low) - 1:.1f}" height="{_HEIGHT - _BOTTOM - y(count):.1f}">'
             f"<title>{escape(title)}</title></rect>"
         )
-    parts += [_label(x(value), _HEIGHT - _BOTTOM + 15, f"{value:,}", "middle") for value in _ticks(edges[0], edges[-1])]
+    parts += [
+        _label(x(value), _HEIGHT - _BOTTOM + 15, _short(value), "middle") for value in _ticks(edges[0], edges[-1])
+    ]
     parts.append(_label((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 4, axis, "middle"))
     if edges[0] < 0 < edges[-1]:
         parts.append(f'<line class="zero" x1="{x(0):.1f}" x2="{x(0):.1f}" y1="{_TOP}" y2="{_HEIGHT - _BOTTOM}"/>')
@@ -81,4 +83,4 @@ def _ticks(low: float, high: float) -> list[int]:
 
 
 def _short(count: int) -> str:
-    return f"{count / 1000:g}k" if count >= 10_000 else f"{count:,}"
+    return f"{count / 1000:g}k" if abs(count) >= 10_000 else f"{count:,}"

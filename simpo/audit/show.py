@@ -104,8 +104,8 @@ def _show_set(audit: SetAudit, console: Console) -> None:
         table.add_row(side, f"{lengths.mean:,.0f}", *values, f"{lengths.longest:,}")
     console.print(table)
     for side in ("prompt", "chosen", "rejected"):
-        console.print(_bars(side, getattr(numbers, side).histogram))
-    console.print(_bars("difference", numbers.bias.histogram))
+        console.print(_bars(side, getattr(numbers, side).histogram, narrow))
+    console.print(_bars("difference", numbers.bias.histogram, narrow))
     for key, value in number_lines(audit):
         console.print(_hanging(Text(f"{key:<13}"), Text(value)))
 
@@ -130,22 +130,21 @@ def number_lines(audit: SetAudit) -> list[tuple[str, str]]:
     ]
 
 
-def _bars(name: str, histogram: Histogram) -> Text:
-    """One line: bars, and the edges they stand between."""
+def _bars(name: str, histogram: Histogram, narrow: bool) -> Text:
+    """One line: bars, and the edges they stand between; the name in a line of its own where there is little room."""
     most = max(histogram.counts) or 1
     # a bin that is not empty is seen
     bars = "".join(_BLOCKS[-(-count * (len(_BLOCKS) - 1) // most)] for count in histogram.counts)
     first, last = (round(histogram.edges[at]) for at in (0, -1))
     low, high = ("≤" if histogram.below else "") + f"{first:,}", f"{last:,}" + ("+" if histogram.above else "")
-    return Text(f"{name:<10} {low:>5} {bars} {high}", no_wrap=True, overflow="crop")
+    return Text(f"{name}\n{low} {bars} {high}" if narrow else f"{name:<10} {low:>7} {bars} {high}")
 
 
 def finding_text(finding: Finding, *, plain: bool) -> Table:
     """A finding with its rows, and below it what to do."""
     text = Text(f"{finding.where}: {finding.text}")
     if finding.rows:
-        more = ", ..." if finding.count > len(finding.rows) else ""
-        text.append(f" (rows {', '.join(map(str, finding.rows))}{more})")
+        text.append(f" {finding.where_rows}")
     for line in finding.detail:
         text.append(f"\n{line}", style="" if plain else "dim")
     if finding.todo:

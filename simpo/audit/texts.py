@@ -77,6 +77,12 @@ class TextFacts(NamedTuple):
     alike: np.ndarray
     markers: dict[str, list[int]]
 
+    def of(self, mask: np.ndarray) -> TextFacts:
+        """Those of some pairs, by a mask [N]; positions of markers stay."""
+        return self._replace(
+            prompt=self.prompt[mask], pair=self.pair[mask], swapped=self.swapped[mask], alike=self.alike[mask]
+        )
+
 
 def read_texts(raw: Dataset, rows: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> Iterator[list[Texts]]:
     """The texts of pairs in batches; token ids are decoded.

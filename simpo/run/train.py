@@ -20,7 +20,7 @@ from simpo.audit.inspect import SAMPLE_ROWS, check_sample, sample_rows
 from simpo.batching import PlanSummary
 from simpo.config import PreferenceConfig
 from simpo.data.chat import resolve_chat_template
-from simpo.data.load import load_datasets
+from simpo.data.load import load_mix
 from simpo.data.tokenize import TokenizeReport, tokenized
 from simpo.errors import ConfigError
 from simpo.forward import attention_backend
@@ -135,8 +135,8 @@ def _read_inputs(settings: RunSettings, *, audit: bool) -> _Inputs:
     if template is not None:  # saved with the model, so that it is used at inference too
         tokenizer.chat_template = template
     with args.main_process_first(desc="reading data"):
-        train, evaluation = load_datasets(settings.data, seed=args.seed)
-        warnings = check_sample(train, evaluation, tokenizer, own_template, args) if audit else []
+        train, evaluation, mix = load_mix(settings.data, seed=args.seed)
+        warnings = check_sample(train, evaluation, tokenizer, own_template, args, mix.numbers) if audit else []
     return _Inputs(config, tokenizer, train, evaluation, warnings)
 
 

@@ -8,15 +8,14 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from simpo.audit import checks
-from simpo.audit.findings import LIMITS, Finding, counted, show_share
+from simpo.audit.checks import SHORT
+from simpo.audit.findings import CHECKS, LIMITS, Finding, counted, show_share
 from simpo.audit.overlap import OverlapSearch
 from tests.data.conftest import BOS, CHATML, CHATML_DEFAULT_SYSTEM, PLAIN
 
 from .conftest import good_rows, row
 
 EOT = 4  # <|eot_id|> of the tiny tokenizer
-HEADER = [2, 510, 3]
 
 
 def ids(prompt, chosen, rejected):
@@ -39,6 +38,16 @@ def test_dropped(findings_of, bad, level):
     finding = findings_of(rows)["dropped"]
     assert (finding.level, finding.count, finding.of) == (level, bad, 120 + bad)
     assert "empty response" in finding.text and "generate" in finding.todo and finding.rows[0] == 120
+
+
+def test_what_truncation_drops_is_no_fault(findings_of):
+    rows = good_rows(20) + [row(f"Say {n}.", "word " * 90, "other words") for n in range(60)]
+    bounds = {"max_length": 80, "max_prompt_length": 40, "truncation": "drop"}
+    finding = findings_of(rows, **bounds)["dropped"]
+    assert (finding.level, finding.count, finding.of) == ("note", 60, 80)
+    assert "longer than max_length" in finding.text and "truncation: cut" in finding.todo
+    worst = findings_of([*rows, row("Say it.", "", "It.")], **bounds)["dropped"]  # 1 of 81 beside them
+    assert worst.level == "warning" and "empty response" in worst.text
 
 
 @pytest.mark.parametrize(("long", "level"), [(2, "note"), (20, "warning")])
@@ -103,11 +112,21 @@ def test_end_missing(findings_of, cut, level):
     assert (finding.level, finding.count) == (level, cut) and f"rejected {cut}" in finding.text
 
 
+def test_cut_short(findings_of):
+    rows = [*good_rows(18), *(row(f"Word {n} " + "word " * 90, "Yes. " * 20, "No. " * 20) for n in range(2))]
+    for room, found in ((SHORT - 1, True), (SHORT, False)):
+        given = findings_of(rows, max_length=64 + room, max_prompt_length=64)
+        assert ("cut_short" in given) == found and given["end_missing"].count == 2
+    finding = findings_of(rows, max_length=70, max_prompt_length=64)["cut_short"]
+    assert (finding.level, finding.rows) == ("warning", (18, 19)) and "max_prompt_length" in finding.todo
+    assert "cut_short" not in findings_of(good_rows(20))  # short ones that end
+
+
 def test_scored_header(findings_of, make_tokenizer):
     rows = good_rows(10)
     assert "scored_header" not in findings_of(rows)
     note = findings_of(rows, tokenization="paper")["scored_header"]
-    assert note.level == "note" and "assistant" in note.text
+    assert note.level == "note" and "assistant" in note.text and "tokenization: standard" in note.todo
     default_system = make_tokenizer(CHATML_DEFAULT_SYSTEM)
     assert "scored_header" not in findings_of(rows, default_system)
     error = findings_of(rows, default_system, tokenization="paper")["scored_header"]
@@ -122,10 +141,18 @@ def test_special_inside(findings_of, mode):
     assert (finding.level, finding.rows) == ("warning", (10,))
 
 
-def test_headers_in_data_of_token_ids(findings_of):
+def test_headers_in_data_of_token_ids(findings_of, tiny_tokenizer):
+    header = tiny_tokenizer("<|start_header_id|>assistant<|end_header_id|>\n\n", add_special_tokens=False)["input_ids"]
     assert "special_inside" not in findings_of(id_rows(10))
-    finding = findings_of(id_rows(10, chosen_ids=[*HEADER, 302, EOT]))["special_inside"]
-    assert finding.count == 10 and "after the assistant's header" in finding.todo
+    assert "scored_header" not in findings_of(id_rows(10))
+    rows = id_rows(10, chosen_ids=[*header, 302, EOT])
+    found = findings_of(rows)
+    assert found["special_inside"].count == 10 and "after the assistant's header" in found["special_inside"].todo
+    assert (found["scored_header"].level, found["scored_header"].count) == ("error", 10)
+    assert "scored_header" not in findings_of(rows, tokenization="paper")
+    system = id_rows(10, chosen_ids=[*header, 302, EOT, *header, 302, EOT])  # a turn before the assistant's
+    assert findings_of(system, tokenization="paper")["scored_header"].level == "error"
+    assert findings_of([*id_rows(40), *rows[:1]])["scored_header"].level == "warning"
 
 
 @pytest.mark.parametrize("marker", ["[INST]", "\n\nHuman:", "### Response:", "{<|im_start|>}"])
@@ -155,6 +182,7 @@ def test_duplicate_pairs(findings_of):
     assert findings_of([*rows, rows[0]])["duplicate_pairs"].rows == (31,)
     assert findings_of([*rows * 4, *good_rows(30)])["duplicate_pairs"].level == "warning"
     assert findings_of([*good_rows(200), rows[0]])["duplicate_pairs"].level == "note"
+    assert "deduplicate: exact" in findings_of([*rows, rows[0]])["duplicate_pairs"].todo
 
 
 def test_contradictions(findings_of):
@@ -226,6 +254,17 @@ def test_template_differs(findings_of, make_tokenizer, tiny_tokenizer):
     assert alike.level == "note" and "renders the same" in alike.text
 
 
+def test_a_template_that_differs_in_what_it_adds_or_refuses(findings_of, make_tokenizer):
+    rows, system = good_rows(5), make_tokenizer(CHATML_DEFAULT_SYSTEM)
+    finding = findings_of(rows, system, own=CHATML)["template_differs"]
+    assert finding.level == "warning" and "+<|im_start|>system" in finding.detail[2:]
+    refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHATML
+    finding = findings_of(rows, make_tokenizer(refusing), own=CHATML)["template_differs"]
+    assert finding.level == "warning" and "+(refuses a system turn)" in finding.detail
+    again = make_tokenizer(refusing.replace("no system", "never"))
+    assert findings_of(rows, again, own=refusing)["template_differs"].level == "note"
+
+
 def test_template_markers(findings_of, make_tokenizer, tiny_tokenizer):
     own = tiny_tokenizer.chat_template
     assert "template_markers" not in findings_of(good_rows(5), make_tokenizer(CHATML), own=own)
@@ -262,14 +301,24 @@ def test_counted():
 
 def test_the_documentation_lists_every_check_with_its_limits():
     text = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
-    table = dict(re.findall(r"^\| `(\w+)` \| ([^|]+\|[^|]+) \|", text.split("simpo inspect`")[1], re.MULTILINE))
-    source = Path(checks.__file__).read_text()
-    names = set(re.findall(r'"(\w+)", (?:audit\.name|name|"", text|evaluation\.name)', source)) | set(LIMITS)
-    assert set(table) == names | {"duplicate_prompts", "length_bias", "template_differs", "template_markers"}
-    for name, limit in LIMITS.items():
-        for shown, share in zip(table[name].split("|"), limit[:2], strict=True):
-            expected = "-" if share is None else "any" if share == 0 else show_share(share)
-            assert shown.strip().removesuffix(" of rows") == expected, name
+    lines = re.findall(r"^\| `(\w+)` (\|.+)\|$", text.split("simpo inspect`")[1], re.MULTILINE)
+    table = {name: [cell.strip() for cell in re.split(r"(?<!\\)\|", cells)[1:]] for name, cells in lines}
+    assert set(table) == CHECKS and len(lines) == len(CHECKS)
+    for name, (warning, error, found, todo) in table.items():
+        assert warning and error and found and todo, name
+        if name in LIMITS:
+            for shown, share in zip((warning, error), LIMITS[name][:2], strict=True):
+                expected = "-" if share is None else "any" if share == 0 else show_share(share)
+                assert shown.removesuffix(" of rows") == expected, name
+
+
+def test_every_check_has_a_test():
+    assert {f"test_{check}" for check in CHECKS} <= set(globals())
+
+
+def test_a_check_without_documentation_cannot_be_made():
+    with pytest.raises(ValueError, match="invented is missing from CHECKS"):
+        Finding("note", "invented", "train", "what")
 
 
 def test_a_set_of_token_ids_has_all_facts(make_audit):

@@ -20,7 +20,7 @@ VOCABULARY, BOS, EOS, UNKNOWN = 12, 0, 1, 2
 def frame_of(header=0, tail=1):
     special = np.zeros(VOCABULARY, dtype=bool)
     special[[BOS, EOS, 3]] = True
-    return Frame(BOS, True, frozenset({EOS}), header, tail, "", "", special, UNKNOWN)
+    return Frame(BOS, True, frozenset({EOS}), header, tail, "", "", special, UNKNOWN, opening_ids=(3, 4))
 
 
 def by_loop(pair, frame):
@@ -33,11 +33,15 @@ def by_loop(pair, frame):
         end = len(response) - frame.tail if response[-1] == EOS else len(response)
         return sum(frame.special[token] for token in response[frame.header : end] if token < VOCABULARY)
 
+    def openings(response):
+        return sum(response[at : at + 2] == [3, 4] for at in range(frame.header, len(response)))
+
     return {
         "row": pair["row"], "prompt": len(prompt), "chosen": len(chosen), "rejected": len(rejected),
         "leading_bos": leading, "later_bos": everything.count(BOS) - leading,
         "chosen_ended": chosen[-1] == EOS, "rejected_ended": rejected[-1] == EOS,
         "chosen_special": inside(chosen), "rejected_special": inside(rejected),
+        "openings": openings(chosen) + openings(rejected),
         "unknown": everything.count(UNKNOWN), "outside": sum(token >= VOCABULARY for token in everything),
     }  # fmt: skip
 
@@ -48,15 +52,16 @@ def test_against_a_loop(header, tail, monkeypatch):
     rng = random.Random(0)
     pairs = [
         {
-            f"{side}_ids": rng.choices(range(VOCABULARY + 1), k=rng.randint(1, 9))
+            f"{side}_ids": rng.choices([*range(VOCABULARY + 1), 3, 4], k=rng.randint(1, 9))
             for side in ("prompt", "chosen", "rejected")
         }
         | {"row": 3 * number}
-        for number in range(200)
+        for number in range(400)
     ]
     data = Dataset.from_list(pairs).filter(lambda pair: pair["row"] % 2 == 0)  # behind an indices mapping too
     frame = frame_of(header, tail)
     found = token_facts(data, frame)
+    assert found.openings.any()
     for at, pair in enumerate(data.to_list()):
         assert {name: column[at] for name, column in found._asdict().items()} == by_loop(pair, frame)
 

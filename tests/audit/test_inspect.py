@@ -104,6 +104,7 @@ def test_exit_codes(tiny_dir, write, capsys, rows, words, code):
         (["--model=tests/golden/tiny", "--data=x.jsonl", "--eval-prompts=gsm8k"], "name and a file"),
         (["--model=tests/golden/tiny", "--data=x.jsonl", "--eval-prompts=gsm8k=no.jsonl"], "no such file"),
         (["--model=tests/golden/tiny", "--data=x.jsonl", "--html=no/such/folder/x.html"], "there is no folder"),
+        (["--model=tests/golden/tiny", "--data=x.jsonl", "--html=tests"], "is a folder; name a file"),
         (["--model=tests/golden/tiny", "--data=x.jsonl", "--sample=0"], "--sample 0"),
         (["--model=tests/golden/tiny", "--data=x.jsonl", "--bta=3"], "did you mean 'beta'"),
     ],
@@ -115,6 +116,16 @@ def test_errors_are_one_line(words, message, capsys, monkeypatch):
     assert len(error) == 1 and error[0].startswith("error: ") and message in error[0]
 
 
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [("--rows=a", "write e.g. --rows 0,12"), ("--pairs=x", "whole number"), ("--sample=-1", "whole number")],
+)
+def test_numbers_that_are_none(word, message, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["inspect", "--model=x", "--data=x", word])
+    assert message in capsys.readouterr().err
+
+
 def test_rows_that_are_asked_for(tiny_dir, write, capsys):
     rows = [*good_rows(10), row("Empty?", "", "x"), row("Last?", "Yes.", "No.")]
     start = ["inspect", "--model", tiny_dir, "--data", write(rows)]
@@ -123,6 +134,39 @@ def test_rows_that_are_asked_for(tiny_dir, write, capsys):
     assert re.findall(r"^row (\d+):", printed, re.MULTILINE) == ["11", "2"] and "Yes│.│<|eot_id|>" in printed
     assert cli.main([*start, "--rows", "10"]) == 2
     assert "row 10 of the training set is no pair" in capsys.readouterr().err
+
+
+def test_weights_are_no_duplicates(config, capsys):
+    rows = good_rows(20)
+    path = config([*rows, rows[3]], test_size=0.1)
+    name = next(iter(yaml.safe_load(Path(path).read_text())["dataset_mixer"]))
+    assert cli.main(["inspect", path, f'--dataset_weights={{"{name}": 2.5}}', "--strict"]) == 2
+    printed = capsys.readouterr().out
+    assert "each seen 2.5 times an epoch" in printed and "held out" in printed
+    repeats = re.search(r"duplicate_pairs \(train\): (\d+) of (\d+) pairs", " ".join(printed.split()))
+    assert repeats and repeats[1] == "1"
+    words = ["--strict", "--deduplicate=exact", f'--dataset_weights={{"{name}": 2.5}}']
+    assert cli.main(["inspect", path, *words]) == 0
+    printed = capsys.readouterr().out
+    assert "duplicate_pairs" not in printed and "duplicate of an earlier row" in " ".join(printed.split())
+
+
+def test_a_run_takes_weights_for_no_duplicates(config, capsys):
+    path = config(good_rows(20))
+    name = next(iter(yaml.safe_load(Path(path).read_text())["dataset_mixer"]))
+    assert cli.main(["train", path, "--dry-run", f'--dataset_weights={{"{name}": 3}}']) == 0
+    assert "! duplicate_pairs" not in capsys.readouterr().out
+
+
+def test_rows_of_several_sources_are_named(config, write, capsys):
+    second = write([row("Say it.", "It <|im_start|>", "This."), *good_rows(3)], "second.jsonl")
+    assert cli.main(["inspect", config(good_rows(20)), f'--dataset_mixer={{"{second}": 1.0, "other": 1.0}}']) == 2
+    first = write(good_rows(20), "first.jsonl")
+    mixer = f'--dataset_mixer={{"{first}": 1.0, "{second}": 1.0}}'
+    capsys.readouterr()
+    assert cli.main(["inspect", config(good_rows(20)), mixer]) == 0
+    printed = "".join(capsys.readouterr().out.split())
+    assert f"(row20;20is{second}row0)" in printed
 
 
 def test_eval_prompts(tiny_dir, write, tmp_path, capsys):
@@ -185,7 +229,8 @@ def test_json(config, tmp_path, capsys):
     assert set(report) == {"format", "about", "levels", "findings", "sets"} and report["format"] == 1
     assert list(report["levels"]) == LEVELS and set(report["sets"]) == {"train", "eval"}
     for finding in report["findings"]:
-        assert set(finding) == {"level", "check", "dataset", "text", "todo", "count", "of", "rows", "detail"}
+        names = {"level", "check", "dataset", "text", "todo", "count", "of", "rows", "detail", "origins"}
+        assert set(finding) == names and finding["origins"] == []
         assert finding["level"] in LEVELS and all(isinstance(number, int) for number in finding["rows"])
     levels = [LEVELS.index(finding["level"]) for finding in report["findings"]]
     assert levels == sorted(levels)
@@ -236,6 +281,8 @@ def test_width(inspection, width):
     show(inspection, out)
     printed = out.file.getvalue()
     assert max(map(len, printed.splitlines())) <= width
+    bars = [line for line in printed.splitlines() if "▁" in line or "█" in line]
+    assert len(bars) == 8 and all(re.search(r"\d [ ▁-█]{5,} [\d,]+\+?$", line) for line in bars)
     for words in ("chosen", "longest", "length_bias", "special_inside"):
         assert words in printed
 

@@ -98,12 +98,19 @@ def test_turns_of_one_prompt_stay_together(tmp_path):
     assert read_prompts("mt", str(tmp_path / "mt.jsonl")) == ["One?\nAnd two?"]
 
 
+def test_a_text_that_is_none(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"One?\n\xff\xfe\n")
+    with pytest.raises(DataError, match="is no UTF-8 text"):
+        read_prompts("x", str(tmp_path / "a.txt"))
+
+
 @pytest.mark.parametrize(
     ("text", "error", "words"),
     [
         (None, ConfigError, "no such file"),
         ('{"input": "x"}\n', DataError, "no column prompt"),
         ('{"prompt": " "}\n', DataError, "no prompts"),
+        ('{"prompt": 1}\n', DataError, "column prompt holds int"),
     ],
 )
 def test_errors(tmp_path, text, error, words):

@@ -1,8 +1,11 @@
 """Numbers about a set, against values worked out by hand."""
 
+import re
+
 import numpy as np
 import pytest
 
+from simpo.audit.plots import histogram_svg
 from simpo.audit.statistics import difference_histogram, epoch_tokens, length_bias, length_histogram
 
 
@@ -54,3 +57,16 @@ def test_differences_are_centred():
     histogram = difference_histogram(np.array([-30, 0, 0, 30]))
     assert histogram.edges[0] == -histogram.edges[-1] and len(histogram.counts) % 2 == 1
     assert histogram.counts[len(histogram.counts) // 2] == 2
+
+
+@pytest.mark.parametrize("largest", [1, 7, 600, 1024, 99_999])
+def test_no_label_is_cut_off(largest):
+    for histogram in (length_histogram(np.arange(largest + 1)), difference_histogram(np.arange(-largest, largest + 1))):
+        svg = histogram_svg(histogram, "lengths", ["chosen"] * len(histogram.counts))
+        width, height = map(float, re.search(r'viewBox="0 0 (\d+) (\d+)"', svg).groups())
+        labels = re.findall(r'<text class="tick" x="([\d.]+)" y="([\d.]+)" text-anchor="(\w+)">([^<]+)<', svg)
+        assert len(labels) >= 5
+        for x, y, anchor, text in labels:
+            size = 7 * len(text)  # wider than 12 pixels of any usual font
+            left = float(x) - size * {"end": 1, "middle": 0.5}[anchor]
+            assert left >= 0 and left + size <= width and 9 <= float(y) <= height, text
