@@ -29,6 +29,13 @@ Every setting can be overridden as --key=value, for instance:
   simpo train training_configs/llama-3-8b-instruct-simpo-v2.yaml --learning_rate=8e-7 --output_dir=outputs/try-2
 """
 
+_SFT_HELP = """\
+Supervised fine-tuning of a base model on conversations; the saved model starts a SimPO run.
+
+Every setting can be overridden as --key=value, for instance:
+  simpo sft training_configs/sft/mistral-7b-base-sft.yaml --learning_rate=1e-5 --output_dir=outputs/my-sft
+"""
+
 _INSPECT_HELP = """\
 Tokenise as training would, show some pairs as tokens, and check the data. Without CONFIG give --model and --data:
   simpo inspect --model meta-llama/Meta-Llama-3-8B-Instruct --data data/pairs.jsonl --html report.html
@@ -50,6 +57,7 @@ _TRAIN_FLAGS = {
     "--resume_from_checkpoint": Flag("optional"),
     "--help": Flag("none"),
 }
+_SFT_FLAGS = {name: flag for name, flag in _TRAIN_FLAGS.items() if name != "--no-audit"}
 _INSPECT_FLAGS = {
     "--model": Flag("needed"),
     "--data": Flag("needed"),
@@ -62,7 +70,7 @@ _INSPECT_FLAGS = {
     "--strict": Flag("none"),
     "--help": Flag("none"),
 }
-_FLAGS = {"train": _TRAIN_FLAGS, "inspect": _INSPECT_FLAGS}
+_FLAGS = {"train": _TRAIN_FLAGS, "sft": _SFT_FLAGS, "inspect": _INSPECT_FLAGS}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -93,6 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"simpo {__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     _add_train(verbs)
+    _add_sft(verbs)
     _add_inspect(verbs)
     return parser
 
@@ -107,6 +116,29 @@ def _add_train(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
         usage="simpo train CONFIG [CONFIG ...] [options] [--key=value ...]",
         allow_abbrev=False,
     )
+    _add_run_options(train)
+    train.add_argument(
+        "--no-audit", action="store_true", help="skip the checks of `simpo inspect` on a sample of the data"
+    )
+    train.set_defaults(run=_train)
+
+
+def _add_sft(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    sft = verbs.add_parser(
+        "sft",
+        help="supervised fine-tuning of a base model, before SimPO",
+        description=_SFT_HELP,
+        epilog="Settings are described in docs/sft.md.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="simpo sft CONFIG [CONFIG ...] [options] [--key=value ...]",
+        allow_abbrev=False,
+    )
+    _add_run_options(sft)
+    sft.set_defaults(run=_sft)
+
+
+def _add_run_options(train: argparse.ArgumentParser) -> None:
+    """What every verb that trains takes."""
     train.add_argument("configs", nargs="+", metavar="CONFIG", help="YAML file of settings")
     names = ", ".join(LAUNCH_CONFIGS)
     train.add_argument(
@@ -127,10 +159,6 @@ def _add_train(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
         help="continue from this checkpoint; without PATH from the last one, =false never. "
         "Left out: an interrupted run continues",
     )
-    train.add_argument(
-        "--no-audit", action="store_true", help="skip the checks of `simpo inspect` on a sample of the data"
-    )
-    train.set_defaults(run=_train)
 
 
 def _add_inspect(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -210,10 +238,10 @@ def split_overrides(words: Sequence[str], flags: dict[str, Flag]) -> tuple[list[
 
 
 def _train(args: argparse.Namespace, overrides: list[str]) -> None:
-    if args.num_processes is not None and args.accelerate is None:
-        raise ConfigError("--num_processes needs --accelerate; write e.g. --accelerate zero3")
-    if args.accelerate is not None:
-        _relaunch(args, overrides)
+    if args.accelerate is not None or args.num_processes is not None:
+        from simpo.settings import check_settings
+
+        _relaunch("train", args, overrides, check_settings, ["--no-audit"] * args.no_audit)
         return
     from simpo.settings import read_settings
 
@@ -231,6 +259,19 @@ def _train(args: argparse.Namespace, overrides: list[str]) -> None:
         resume_from_checkpoint=resume,
         audit=not args.no_audit,
     )
+
+
+def _sft(args: argparse.Namespace, overrides: list[str]) -> None:
+    from simpo.run.sft import check_sft_settings, read_sft_settings, run_sft
+
+    if args.accelerate is not None or args.num_processes is not None:
+        _relaunch("sft", args, overrides, check_sft_settings)
+        return
+    settings = read_sft_settings(args.configs, overrides)
+    resume = _checkpoint(args.resume_from_checkpoint)
+    if resume is None:
+        resume = settings.training.resume_from_checkpoint
+    run_sft(settings, dry_run=args.dry_run, overwrite=args.overwrite, resume_from_checkpoint=resume)
 
 
 def _inspect(args: argparse.Namespace, overrides: list[str]) -> None:
@@ -270,23 +311,29 @@ def _checkpoint(word: str | None) -> str | bool | None:
     return {"true": True, "false": False}.get(word.lower(), word)
 
 
-def _relaunch(args: argparse.Namespace, overrides: list[str]) -> None:
-    """Become `accelerate launch ... simpo train ...`; returns only where the process cannot be replaced."""
+def _relaunch(
+    verb: str,
+    args: argparse.Namespace,
+    overrides: list[str],
+    check: Callable[[Sequence[str], Sequence[str]], None],
+    more: Sequence[str] = (),
+) -> None:
+    """Become `accelerate launch ... simpo VERB ...`; returns only where the process cannot be replaced."""
+    if args.accelerate is None:
+        raise ConfigError("--num_processes needs --accelerate; write e.g. --accelerate zero3")
     if "LOCAL_RANK" in os.environ:
         raise ConfigError(
             "--accelerate inside `accelerate launch`: leave it out, the launcher has its own --config_file"
         )
     config = launch_config(args.accelerate)
 
-    from simpo.settings import check_settings
-
-    check_settings(args.configs, overrides)  # one error here rather than one per process
+    check(args.configs, overrides)  # one error here rather than one per process
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
     if args.num_processes is not None:
         command += ["--num_processes", str(args.num_processes)]
-    command += ["-m", "simpo.cli", "train", *args.configs]
+    command += ["-m", "simpo.cli", verb, *args.configs]
     command += ["--dry-run"] * args.dry_run + ["--overwrite"] * args.overwrite
-    command += ["--no-audit"] * args.no_audit
+    command += more
     if args.resume_from_checkpoint is not None:
         command.append(f"--resume_from_checkpoint={args.resume_from_checkpoint}")
     sys.stdout.flush()

@@ -14,7 +14,14 @@ import transformers
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 from datasets import Dataset
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import (
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
 
 from simpo.audit.inspect import SAMPLE_ROWS, check_sample, sample_rows
 from simpo.batching import PlanSummary
@@ -57,11 +64,11 @@ def run_training(
         SimPOError: what is wrong, where, and what to write instead.
     """
     args = settings.training
-    _quiet(args)
+    quiet_libraries(args)
     set_seed(args.seed)
     _merge_init_kwargs(settings)
-    _check_engine(args)
-    checkpoint, folder_note = _checkpoint_of(args, resume_from_checkpoint, overwrite, dry_run)
+    check_engine(args)
+    checkpoint, folder_note = choose_checkpoint(args, resume_from_checkpoint, overwrite, dry_run)
     name = str(settings.model.model_name_or_path)
     hub: dict[str, Any] = {
         "revision": settings.model.model_revision,
@@ -99,7 +106,12 @@ def run_training(
     _train(trainer, settings, reports, plan, checkpoint)
 
 
-def _check_engine(args: SimPOConfig) -> None:
+def check_engine(args: TrainingArguments) -> None:
+    """Refuse an engine that would leave no model behind.
+
+    Raises:
+        ConfigError: ZeRO-3 does not gather its weights at saving.
+    """
     plugin = getattr(args, "deepspeed_plugin", None)
     if plugin is None or plugin.zero_stage != 3:
         return
@@ -111,8 +123,8 @@ def _check_engine(args: SimPOConfig) -> None:
         )
 
 
-def _checkpoint_of(
-    args: SimPOConfig, resume: str | bool | None, overwrite: bool, dry_run: bool
+def choose_checkpoint(
+    args: TrainingArguments, resume: str | bool | None, overwrite: bool, dry_run: bool
 ) -> tuple[Path | None, list[str]]:
     """The checkpoint to go on from. A dry run only notes what would stop the run here."""
     try:
@@ -124,7 +136,7 @@ def _checkpoint_of(
     return checkpoint, [f"goes on from {checkpoint}"] if checkpoint else []
 
 
-def _quiet(args: SimPOConfig) -> None:
+def quiet_libraries(args: TrainingArguments) -> None:
     """Library messages by `log_level`; ours at info on the main process."""
     level = args.get_process_log_level()
     transformers.utils.logging.set_verbosity(level)
@@ -196,7 +208,7 @@ def _print_plan(
     print("\n".join([*lines, *notes]), flush=True)
 
 
-def engine_name(args: SimPOConfig, trainer: SimPOTrainer | None = None) -> str:
+def engine_name(args: TrainingArguments, trainer: Trainer | None = None) -> str:
     """What drives the run: one process, DDP, DeepSpeed with its stage, or FSDP, on how many processes."""
     plugin = getattr(args, "deepspeed_plugin", None)
     if plugin is not None:
@@ -219,7 +231,7 @@ def _train(
     identity = run_identity(settings, tokenizer, trainer.train_dataset)
     if checkpoint is not None:
         check_identity(checkpoint, identity)
-        _say(f"Going on from {checkpoint}")
+        say(f"Going on from {checkpoint}")
     limit, args.save_total_limit = args.save_total_limit, None
     trainer.add_callback(CheckpointCallback(identity, limit))
     manifest = build_manifest(
@@ -250,26 +262,27 @@ def _train(
         Path(str(args.output_dir), "README.md").write_text(model_card(settings, manifest, metrics))
         write_manifest(str(args.output_dir), manifest)  # last: it says that everything else is there
     if args.push_to_hub and trainer.is_world_process_zero():
-        _push(trainer, str(args.output_dir))
+        push_folder(trainer, str(args.output_dir))
     trainer.accelerator.wait_for_everyone()  # no process closes its connections while another still writes
-    _say(f"Done: {args.output_dir}")
+    say(f"Done: {args.output_dir}")
     trainer.accelerator.end_training()
 
 
-def _push(trainer: SimPOTrainer, folder: str) -> None:
+def push_folder(trainer: Trainer, folder: str, message: str = "Model trained with SimPO") -> None:
+    """Upload the finished folder, without its checkpoints."""
     # not Trainer.push_to_hub, which would write the float32 masters and a card of its own over what is there
     from huggingface_hub import upload_folder
 
     upload_folder(
         repo_id=str(trainer.hub_model_id),
         folder_path=folder,
-        commit_message="Model trained with SimPO",
+        commit_message=message,
         token=trainer.args.hub_token,
         ignore_patterns=["checkpoint-*"],
     )
 
 
-def export_model(trainer: SimPOTrainer, folder: str) -> None:
+def export_model(trainer: Trainer, folder: str) -> None:
     """Write the trained model where `from_pretrained` and vLLM find it, in one place; every process must call it.
 
     Weights are gathered from all shards. A run that computes in 16 bits leaves 16-bit weights; its float32 masters stay
@@ -311,6 +324,7 @@ def _pairs(dataset: Any) -> int:
     return 0 if dataset is None else len(dataset)
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """Print once, however many processes there are."""
     if PartialState().is_main_process:
         print(text, flush=True)
