@@ -1,13 +1,14 @@
 """Supervised rows to token ids and labels: what is trained on is what the model itself has to write.
 
 A conversation is rendered and tokenised whole. An answer begins where the prompt before it, rendered with the
-generation prompt, ends, and ends with the first end-of-turn token. So the ids are those that `tokenization: standard`
+generation prompt, ends; and it ends with the first end-of-turn token. So the ids are those that `tokenization: standard`
 of a preference run and a chat at inference have: the same template, the same single BOS. (TRL's own masks need a
 template with {% generation %} marks, and it puts no BOS before templates that leave it to the tokenizer.)
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -37,7 +38,13 @@ _EXAMPLES = 5
 _SOURCES = ("schema.py", "chat.py", "ids.py", "dialogues.py", "dialogue_ids.py")
 _IDS = List(Value("int32"))
 _FEATURES = Features(
-    {"input_ids": _IDS, "labels": _IDS, "dropped": Value("string"), "notes": List(Value("string")), "scored": Value("int64")}
+    {
+        "input_ids": _IDS,
+        "labels": _IDS,
+        "dropped": Value("string"),
+        "notes": List(Value("string")),
+        "scored": Value("int64"),
+    }
 )
 
 
@@ -180,21 +187,29 @@ class DialogueEncoder:
         kept = [prompt for prompt, _ in prompts if text.startswith(prompt)]
         if not kept:
             return PROMPT_REWRITTEN
-        ids, *before = [self.texts.with_prefix(ids) for ids in self.texts.encode([text, *kept])]
-        result = self._label(ids, before)
+        result = self._label(*self._ids(text, kept))
         if len(kept) < len(answers):
             result.notes.append(TURN_SKIPPED)
         return result
 
-    def _label(self, ids: list[int], prompts: Sequence[list[int]]) -> Labelled:
-        """Labels of the answers that begin behind these prompts; the row ends with the last of them."""
-        labels = [IGNORED] * len(ids)
-        end = len(ids)
-        for prompt in prompts:
-            # where a prompt's last token merges with the answer's first, the answer begins with the merged one
-            start = next((at for at, pair in enumerate(zip(prompt, ids, strict=False)) if pair[0] != pair[1]), len(prompt))
-            stops = (at + 1 for at in range(start, len(ids)) if ids[at] == self.chat.end_of_turn)
-            end = next(stops, len(ids))
+    def _ids(self, text: str, prompts: Sequence[str]) -> tuple[list[int], list[int]]:
+        """Ids of a conversation, and where the answer behind each prompt begins; all prompts begin the text."""
+        whole, *before = [self.texts.with_prefix(ids) for ids in self.texts.encode([text, *prompts])]
+        if all(whole[: len(ids)] == ids for ids in before):
+            return whole, [len(ids) for ids in before]
+        # where tokens merge across a boundary, what follows is tokenised alone, as it is when generating
+        ends = [*map(len, prompts), len(text)]
+        ids, starts = list(before[0]), []
+        for part in self.texts.encode_continuations([text[a:b] for a, b in itertools.pairwise(ends)]):
+            starts.append(len(ids))
+            ids += part
+        return ids, starts
+
+    def _label(self, ids: list[int], starts: Sequence[int]) -> Labelled:
+        """Labels of the answers that begin there; the row ends with the last of them."""
+        labels, end = [IGNORED] * len(ids), len(ids)
+        for start in starts:
+            end = next((at + 1 for at in range(start, len(ids)) if ids[at] == self.chat.end_of_turn), len(ids))
             labels[start:end] = ids[start:end]
         ids, labels = ids[:end], labels[:end]
         return Labelled(ids, labels if self.options.assistant_only_loss else list(ids))

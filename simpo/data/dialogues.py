@@ -168,8 +168,8 @@ def _format_of(features: Features, where: str) -> tuple[str, ...]:
     wanted = next((columns for columns in formats if set(columns) <= set(features)), None)
     if wanted is None:
         raise DataError(
-            f"{where}: no column messages, no prompt with completion, and no text (its columns: {', '.join(features)}); "
-            "rename the conversations' column to messages, or write dataset_columns: {messages: ITS_NAME}"
+            f"{where}: no column messages, no prompt with completion, and no text "
+            f"(its columns: {', '.join(features)}); rename the conversations' column to messages, or write dataset_columns: {{messages: ITS_NAME}}"
         )
     for column in wanted:
         kind = column_kind(features[column])
@@ -193,21 +193,19 @@ def dialogue_keys(data: Dataset, num_proc: int | None = None) -> RowKeys:
 
 
 def _key_batch(batch: Mapping[str, list[Any]]) -> dict[str, list[int]]:
-    rows = [read_row(dict(zip(batch, row, strict=True))) for row in zip(*batch.values(), strict=True)]
-    return {"prompt": [_prompt_key(row) for row in rows], "pair": [_hash(row) for row in rows]}
+    keys = [_keys(dict(zip(batch, row, strict=True))) for row in zip(*batch.values(), strict=True)]
+    return {"prompt": [prompt for prompt, _ in keys], "pair": [whole for _, whole in keys]}
 
 
-def _prompt_key(row: Dialogue | Passage | str) -> int:
-    if isinstance(row, Dialogue):
-        return _hash([message for message in row.messages[: row.answers()[0]]])
-    # a plain text has no prompt: it is one itself
-    return _hash(row) if isinstance(row, str) else _hash(row.prompt or row.completion)
+def _keys(values: Mapping[str, Any]) -> tuple[int, int]:
+    row = read_row(values)
+    if isinstance(row, str):
+        return 0, 0
+    if isinstance(row, Passage):  # a plain text has no prompt: it is one itself
+        return _hash(row.prompt or row.completion), _hash([row.prompt, row.completion])
+    return _hash(row.messages[: row.answers()[0]]), _hash([row.messages, row.first, row.arguments])
 
 
 def _hash(value: Any) -> int:
-    if isinstance(value, Dialogue | Passage):
-        value = [getattr(value, name) for name in value.__slots__]
-    elif value in DIALOGUE_CAUSES:
-        return 0
     text = json.dumps(value, sort_keys=True, default=str)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little", signed=True) or 1

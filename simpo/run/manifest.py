@@ -70,9 +70,7 @@ def run_identity(settings: RunSettings, tokenizer: PreTrainedTokenizerBase, pair
     return identity | {"train_pairs": len(pairs), "train_pairs_hash": rows_hash(pairs)}
 
 
-def identity_of(
-    settings: AnySettings, tokenizer: PreTrainedTokenizerBase, keys: tuple[str, ...]
-) -> dict[str, Any]:
+def identity_of(settings: AnySettings, tokenizer: PreTrainedTokenizerBase, keys: tuple[str, ...]) -> dict[str, Any]:
     """The part of an identity that every kind of run has: training settings by their names, model and tokenizer."""
     identity: dict[str, Any] = {key: getattr(settings.training, key) for key in keys}
     identity["lr_scheduler_type"] = str(identity["lr_scheduler_type"]).removeprefix("SchedulerType.").lower()

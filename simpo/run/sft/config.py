@@ -34,8 +34,14 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda v: not v,
         "is not supported; set total_train_batch_size and lower per_device_train_batch_size until it fits",
     ),
-    "bf16_full_eval": (lambda v: not v, "is not supported: it rounds the float32 masters; bf16: true evaluates in bf16"),
-    "fp16_full_eval": (lambda v: not v, "is not supported: it rounds the float32 masters; fp16: true evaluates in fp16"),
+    "bf16_full_eval": (
+        lambda v: not v,
+        "is not supported: it rounds the float32 masters; bf16: true evaluates in bf16",
+    ),
+    "fp16_full_eval": (
+        lambda v: not v,
+        "is not supported: it rounds the float32 masters; fp16: true evaluates in fp16",
+    ),
 }
 
 

@@ -155,8 +155,8 @@ def _check_together(values: dict[str, Any], merged: Mapping[str, Entry], source:
         problems.append(f"{source}: model_name_or_path is missing; write a hub name or a model directory")
     if not values.get("dataset_mixer") and not values.get("dataset_name"):
         problems.append(f"{source}: dataset_mixer is missing; write dataset_mixer: {{data/dialogues.jsonl: 1.0}}")
-    for problem in find_sft_problems({**defaults_of(SFTSettings), **values}):
-        problems.append(f"{where(*problem.keys)}: {problem.text}")
+    found = find_sft_problems({**defaults_of(SFTSettings), **values})
+    problems += [f"{where(*problem.keys)}: {problem.text}" for problem in found]
     # These two hold plain values: their own checks are the checks, and building them touches no device.
     for part in (ModelSettings, SFTDataConfig):
         given = {key: value for key, value in values.items() if sft_field_types()[key].owner is part}

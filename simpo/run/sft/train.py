@@ -47,7 +47,7 @@ _IDENTITY = (
 )  # fmt: skip
 
 
-class _Trainer(SFTTrainer):  # type: ignore[misc]  # trl has no types
+class _Trainer(SFTTrainer):
     """TRL's trainer, without the card that it writes over ours at every checkpoint."""
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
@@ -192,12 +192,14 @@ def _stop_after_answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
 
 def _build_trainer(
     settings: SFTRunSettings, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: dict[str, Dataset]
-) -> SFTTrainer:
+) -> Any:
     args = copy.copy(settings.training)
     args.assistant_only_loss = False  # the labels say it already; TRL would look for conversations
     args.model_init_kwargs = None  # the model is loaded
     if args.n_gpu > 1:  # torch.nn.DataParallel would cut packs in pieces
-        logger.warning("%d GPUs are visible to one process; using the first. Start with `accelerate launch`", args.n_gpu)
+        logger.warning(
+            "%d GPUs are visible to one process; using the first. Start with `accelerate launch`", args.n_gpu
+        )
         args._n_gpu = 1
     plugin = getattr(args, "deepspeed_plugin", None)
     if plugin is not None:  # the shipped files say 1, since preference runs accumulate by themselves
@@ -247,7 +249,7 @@ def _print_plan(
 
 
 def _train(
-    trainer: SFTTrainer, settings: SFTRunSettings, reports: list[DialogueReport], checkpoint: Path | None
+    trainer: Any, settings: SFTRunSettings, reports: list[DialogueReport], checkpoint: Path | None
 ) -> None:
     args, tokenizer, folder = settings.training, trainer.processing_class, str(settings.training.output_dir)
     rows = {"train_rows": len(trainer.train_dataset)}
@@ -284,7 +286,7 @@ def _train(
 
 
 def _manifest(
-    trainer: SFTTrainer, settings: SFTRunSettings, reports: list[DialogueReport], checkpoint: Path | None
+    trainer: Any, settings: SFTRunSettings, reports: list[DialogueReport], checkpoint: Path | None
 ) -> dict[str, Any]:
     args, tokenizer, first = settings.training, trainer.processing_class, trainer.train_dataset[0]
     learnt = [token for token in first["labels"] if token >= 0]
