@@ -1,8 +1,8 @@
 """Supervised rows to token ids and labels: what is trained on is what the model itself has to write.
 
 A conversation is rendered and tokenised whole. An answer begins where the prompt before it, rendered with the
-generation prompt, ends; and it ends with the first end-of-turn token. So the ids are those that `tokenization: standard`
-of a preference run and a chat at inference have: the same template, the same single BOS. (TRL's own masks need a
+generation prompt, ends; and it ends with the first end-of-turn token. So the ids are those of a chat at inference and
+of a preference run with `tokenization: standard`: the same template, the same single BOS. (TRL's own masks need a
 template with {% generation %} marks, and it puts no BOS before templates that leave it to the tokenizer.)
 """
 
@@ -21,7 +21,7 @@ from datasets import Dataset, Features, List, Value
 from simpo.data.chat import ChatFormat, inspect_template, own_template, render_rows, with_empty_system
 from simpo.data.dialogues import ANSWER_CUT, DIALOGUE_CAUSES, Dialogue, Passage, read_row
 from simpo.data.ids import TextEncoder
-from simpo.data.schema import PROMPT_REWRITTEN, TURN_LOST
+from simpo.data.schema import PROMPT_REWRITTEN, TURN_LOST, column_kind
 from simpo.data.tokenize import cache_name, quiet_forks
 from simpo.errors import DataError
 
@@ -254,7 +254,7 @@ def tokenize_dialogues(
         DataError: the tokenizer has no EOS or no working chat template, or no row is left.
     """
     encoder = DialogueEncoder(tokenizer, options)
-    if "messages" in dataset.column_names:
+    if any(column_kind(feature) == "messages" for name, feature in dataset.features.items() if name != "tools"):
         _ = encoder.chat  # a template that fails is an error here, once, not in every worker
     with quiet_forks(num_proc):
         mapped = dataset.map(

@@ -169,7 +169,8 @@ def _format_of(features: Features, where: str) -> tuple[str, ...]:
     if wanted is None:
         raise DataError(
             f"{where}: no column messages, no prompt with completion, and no text "
-            f"(its columns: {', '.join(features)}); rename the conversations' column to messages, or write dataset_columns: {{messages: ITS_NAME}}"
+            f"(its columns: {', '.join(features)}); rename the conversations' column to messages, "
+            "or write dataset_columns: {messages: ITS_NAME}"
         )
     for column in wanted:
         kind = column_kind(features[column])

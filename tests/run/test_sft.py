@@ -1,4 +1,4 @@
-"""SFT runs from a YAML file: what is learnt, what is left behind, what is refused, and that SimPO goes on from there."""
+"""SFT runs from a YAML file: what is learnt, what is left behind, what is refused, and how SimPO goes on."""
 
 import json
 import shutil
@@ -93,7 +93,7 @@ def test_the_saved_model_starts_a_simpo_run(make_sft, make_config, tmp_path, cap
     assert cli.main(["train", str(make_config(model_name_or_path=str(out), max_steps=1)), "--no-audit"]) == 0
     tuned = tmp_path / "out"
     assert AutoTokenizer.from_pretrained(tuned).chat_template == plain
-    assert manifest_of(tuned)["first_pairs"][0]["prompt_ids_text".replace("_ids", "")].startswith("<|im_start|>user\n")
+    assert manifest_of(tuned)["first_pairs"][0]["prompt_text"].startswith("<|im_start|>user\n")
     assert manifest_of(tuned)["first_pairs"][0]["chosen_text"].endswith("<|im_end|>")
     assert json.loads((tuned / "generation_config.json").read_text())["eos_token_id"] == [1, 9]
 
@@ -118,12 +118,14 @@ def test_what_is_learnt_is_the_loss(make_sft, tmp_path) -> None:
                 total -= logits.log_softmax(-1).gather(1, torch.tensor(answer)[:, None]).sum().item()
                 count += len(answer)
             head += turn["content"] + "<|eot_id|>"
-    # a weak comparison where newlines merge with what follows in a history; exact to the tokens' number
+    # nearly: behind a header this tokenizer merges the newlines of a history otherwise than those of an answer
     assert first["loss"] == pytest.approx(total / count, rel=2e-3)
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2"])
+@pytest.mark.parametrize(
+    ("family", "attention"),
+    [("llama", "sdpa"), ("llama", "eager"), ("mistral", "sdpa"), ("mistral", "eager"), ("gemma2", "eager")],
+)
 def test_packed_conversations_do_not_see_one_another(make_model, family, attention) -> None:
     """What keeps them apart without flash-attn is the mask that transformers makes of the positions."""
     model = make_model(family, attn=attention)
@@ -197,13 +199,17 @@ def test_an_adapter(make_sft, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("rows", "settings", "words"),
     [
-        ([{"talk": talk(1)}], {}, "talks.jsonl: no column messages, no prompt with completion, and no text (its columns"),
+        ([{"talk": talk(1)}], {}, "talks.jsonl: no column messages, no prompt with completion, and no text (its"),
         ([{"messages": talk(1)[:1]}], {}, "none of the 1 rows can be trained on: 1: no assistant turn (rows 0)"),
-        (None, {"packin": True}, "sft.yaml:12: unknown setting 'packin'; did you mean 'packing'?"),
+        (None, {"packin": True}, "sft.yaml:11: unknown setting 'packin'; did you mean 'packing'?"),
         (None, {"beta": 2.0}, "sft.yaml:1: unknown setting 'beta'; it belongs to preference runs (simpo train)"),
         (None, {"packing": "maybe"}, "packing: maybe has the wrong type: write true or false"),
         (None, {"packing_strategy": "wrapped"}, "packing_strategy: 'wrapped' lets conversations see one another"),
-        (None, {"total_train_batch_size": 3}, "total_train_batch_size: 3 is no multiple of per_device_train_batch_size 2"),
+        (
+            None,
+            {"total_train_batch_size": 3},
+            "total_train_batch_size: 3 is no multiple of per_device_train_batch_size",
+        ),
         (None, {"dataset_mixer": None}, "dataset_mixer is missing"),
         (None, {"model_name_or_path": "no/such-model"}, "no/such-model"),
         (None, {"chat_template": "{{ messages[0]['content'] }}"}, "chat_template"),
@@ -239,7 +245,9 @@ def test_recipes_hold_the_published_values(path) -> None:
     }[path.stem]
     assert (run.model.model_name_or_path, run.data.chat_template) == (base, template)
     # the preference recipe of the same setting goes on from what this one leaves
-    after = read_settings(ROOT / "training_configs" / f"{path.stem.removesuffix('-sft')}-simpo.yaml", ["--use_cpu=true"])
+    after = read_settings(
+        ROOT / "training_configs" / f"{path.stem.removesuffix('-sft')}-simpo.yaml", ["--use_cpu=true"]
+    )
     assert after.training.add_empty_system == args.add_empty_system
     assert f"--model_name_or_path={args.output_dir}" in path.read_text()
 

@@ -138,16 +138,16 @@ def _sampled(
     return counts[0], counts[1], reports
 
 
-def choose_attention(requested: str | None, args: SFTSettings) -> str:
-    """The attention of transformers that the run uses: what is asked for, else flash-attn where it serves, else SDPA.
+def choose_attention(requested: str | None, args: SFTSettings) -> str | None:
+    """The attention that the run uses: what is asked for, else flash-attn where it serves, else transformers' choice.
 
-    Both keep packed conversations apart: flash-attn by their bounds, SDPA by a mask that transformers makes of the
-    positions, of (tokens of a micro-batch)^2 bytes.
+    All of them keep packed conversations apart: flash-attn by their bounds, SDPA and eager attention by a mask that
+    transformers makes of the positions, of (tokens of a micro-batch)^2 entries.
     """
     if requested is not None:
         return requested
     in_16_bits = args.bf16 or args.fp16
-    return "flash_attention_2" if in_16_bits and args.device.type == "cuda" and is_flash_attn_2_available() else "sdpa"
+    return "flash_attention_2" if in_16_bits and args.device.type == "cuda" and is_flash_attn_2_available() else None
 
 
 def _weights(settings: SFTRunSettings) -> tuple[torch.dtype | str, str]:
@@ -229,7 +229,7 @@ def _print_plan(
     notes: list[str] | None = None,
 ) -> None:
     args = settings.training
-    attention = choose_attention(settings.model.attn_implementation, args)
+    attention = choose_attention(settings.model.attn_implementation, args) or "sdpa (eager where a model has none)"
     lines = plan_lines(
         settings,
         model_line=model_line(str(settings.model.model_name_or_path), config, settings),
@@ -243,14 +243,12 @@ def _print_plan(
     if args.packing and not attention.startswith(("flash", "kernels")):
         tokens = args.per_device_train_batch_size * args.max_length
         lines.append(
-            f"  packs by {attention} need a mask of {tokens:,} x {tokens:,} tokens; flash-attn needs none and is faster"
+            f"  packs without flash-attn need a mask of up to {tokens:,} x {tokens:,} tokens for each micro-batch"
         )
     say("\n".join([*lines, *(notes or [])]))
 
 
-def _train(
-    trainer: Any, settings: SFTRunSettings, reports: list[DialogueReport], checkpoint: Path | None
-) -> None:
+def _train(trainer: Any, settings: SFTRunSettings, reports: list[DialogueReport], checkpoint: Path | None) -> None:
     args, tokenizer, folder = settings.training, trainer.processing_class, str(settings.training.output_dir)
     rows = {"train_rows": len(trainer.train_dataset)}
     identity = identity_of(settings, tokenizer, _IDENTITY) | rows
