@@ -1,6 +1,7 @@
 """SFT runs from a YAML file: what is learnt, what is left behind, what is refused, and how SimPO goes on."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -253,14 +254,14 @@ def test_recipes_hold_the_published_values(path) -> None:
 
 
 @pytest.mark.multiprocess
-def test_zero2_accumulates(make_sft, tmp_path) -> None:
-    config = make_sft(output_dir=str(tmp_path / "zero2"), per_device_train_batch_size=1)
-    deepspeed(2, tmp_path, ROOT / "scripts" / "run_sft.py", str(config))
-    assert manifest_of(tmp_path / "zero2")["effective_batch"]["micro_batches_per_device"] == 2
+def test_zero3_accumulates(make_sft, tmp_path) -> None:
+    config = make_sft(output_dir=str(tmp_path / "zero3"), per_device_train_batch_size=1)
+    deepspeed(3, tmp_path, ROOT / "scripts" / "run_sft.py", str(config))
+    assert manifest_of(tmp_path / "zero3")["effective_batch"]["micro_batches_per_device"] == 2
     run_sft(read_sft_settings(make_sft(per_device_train_batch_size=1)))
-    ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("zero2", "sft"))
-    for name, value in ours.items():
-        torch.testing.assert_close(value, theirs[name], atol=1e-4, rtol=0)
+    ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("zero3", "sft"))
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, atol=1e-4, rtol=0)
 
 
 def test_a_data_set_of_dialogues_is_read_once(tmp_path) -> None:
@@ -272,3 +273,14 @@ def test_a_data_set_of_dialogues_is_read_once(tmp_path) -> None:
     first, second = (tokenize_dialogues(data, tokenizer, DialogueOptions())[0]._fingerprint for _ in range(2))
     assert first == second
     assert tokenize_dialogues(data, tokenizer, DialogueOptions(max_length=9 * 9))[0]._fingerprint != first
+
+
+def test_launching(make_sft, monkeypatch) -> None:
+    commands: list[list[str]] = []
+    monkeypatch.setattr(os, "execv", lambda _, command: commands.append(command))
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    config = str(make_sft())
+    assert cli.main(["sft", config, "--accelerate", "zero3", "--overwrite", "--max_steps", "3"]) == 0
+    (command,) = commands
+    assert command[-6:] == ["-m", "simpo.cli", "sft", config, "--overwrite", "--max_steps=3"]
+    assert cli.main(["sft", config, "--accelerate", "zero3", "--packin"]) == 2 and len(commands) == 1
