@@ -223,6 +223,24 @@ def test_bad_input_is_one_line(make_sft, tmp_path, capsys, rows, settings, words
     assert not (tmp_path / "sft").exists()
 
 
+def test_a_base_model(make_sft, tiny_dir, tmp_path, capsys) -> None:
+    """Without a template one must be named; without a padding token the EOS becomes it, and stays a label."""
+    base = tmp_path / "base"
+    shutil.copytree(tiny_dir, base, copy_function=shutil.copyfile)
+    for name in ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json"):
+        content = json.loads((base / name).read_text())
+        absent = ("chat_template", "pad_token", "pad_token_id")
+        (base / name).write_text(json.dumps({key: value for key, value in content.items() if key not in absent}))
+    settings = {"model_name_or_path": str(base), "max_steps": 1, "packing": False}
+    assert cli.main(["sft", str(make_sft(**settings))]) == 2
+    assert "has no chat template; set chat_template (shipped:" in capsys.readouterr().err
+    assert cli.main(["sft", str(make_sft(**settings)), "--chat_template=zephyr"]) == 0
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "sft")
+    assert tokenizer.pad_token == tokenizer.eos_token and "<|assistant|>" in tokenizer.chat_template
+    assert manifest_of(tmp_path / "sft")["first_row"]["learnt"].endswith("<|end_of_text|>")
+    assert json.loads((tmp_path / "sft" / "generation_config.json").read_text())["eos_token_id"] in (1, [1])
+
+
 def test_old_names_are_converted(make_sft) -> None:
     run = read_sft_settings(make_sft(max_length=None, warmup_steps=None), ["--max_seq_length=64", "--warmup_ratio=0.2"])
     assert (run.training.max_length, run.training.warmup_steps) == (64, 0.2)
