@@ -29,6 +29,13 @@ Every setting can be overridden as --key=value, for instance:
   simpo train training_configs/llama-3-8b-instruct-simpo-v2.yaml --learning_rate=8e-7 --output_dir=outputs/try-2
 """
 
+_SFT_HELP = """\
+Supervised fine-tuning of a base model on conversations; the saved model starts a SimPO run.
+
+Every setting can be overridden as --key=value, for instance:
+  simpo sft training_configs/sft/mistral-7b-base-sft.yaml --learning_rate=1e-5 --output_dir=outputs/my-sft
+"""
+
 _INSPECT_HELP = """\
 Tokenise as training would, show some pairs as tokens, and check the data. Without CONFIG give --model and --data:
   simpo inspect --model meta-llama/Meta-Llama-3-8B-Instruct --data data/pairs.jsonl --html report.html
@@ -56,6 +63,7 @@ _TRAIN_FLAGS = {
     "--resume_from_checkpoint": Flag("optional"),
     "--help": Flag("none"),
 }
+_SFT_FLAGS = {name: flag for name, flag in _TRAIN_FLAGS.items() if name != "--no-audit"}
 _INSPECT_FLAGS = {
     "--model": Flag("needed"),
     "--data": Flag("needed"),
@@ -73,7 +81,7 @@ _REFERENCE_FLAGS = {
     "--num_processes": Flag("needed"),
     "--help": Flag("none"),
 }
-_FLAGS = {"train": _TRAIN_FLAGS, "inspect": _INSPECT_FLAGS, "reference": _REFERENCE_FLAGS}
+_FLAGS = {"train": _TRAIN_FLAGS, "sft": _SFT_FLAGS, "inspect": _INSPECT_FLAGS, "reference": _REFERENCE_FLAGS}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -104,6 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"simpo {__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
     _add_train(verbs)
+    _add_sft(verbs)
     _add_inspect(verbs)
     _add_reference(verbs)
     return parser
@@ -119,6 +128,29 @@ def _add_train(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
         usage="simpo train CONFIG [CONFIG ...] [options] [--key=value ...]",
         allow_abbrev=False,
     )
+    _add_run_options(train)
+    train.add_argument(
+        "--no-audit", action="store_true", help="skip the checks of `simpo inspect` on a sample of the data"
+    )
+    train.set_defaults(run=_train)
+
+
+def _add_sft(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    sft = verbs.add_parser(
+        "sft",
+        help="supervised fine-tuning of a base model, before SimPO",
+        description=_SFT_HELP,
+        epilog="Settings are described in docs/sft.md.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="simpo sft CONFIG [CONFIG ...] [options] [--key=value ...]",
+        allow_abbrev=False,
+    )
+    _add_run_options(sft)
+    sft.set_defaults(run=_sft)
+
+
+def _add_run_options(train: argparse.ArgumentParser) -> None:
+    """What every verb that trains takes."""
     train.add_argument("configs", nargs="+", metavar="CONFIG", help="YAML file of settings")
     _add_launch_options(train)
     train.add_argument(
@@ -131,10 +163,6 @@ def _add_train(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> 
         help="continue from this checkpoint; without PATH from the last one, =false never. "
         "Left out: an interrupted run continues",
     )
-    train.add_argument(
-        "--no-audit", action="store_true", help="skip the checks of `simpo inspect` on a sample of the data"
-    )
-    train.set_defaults(run=_train)
 
 
 def _add_launch_options(parser: argparse.ArgumentParser) -> None:
@@ -244,10 +272,9 @@ def split_overrides(words: Sequence[str], flags: dict[str, Flag]) -> tuple[list[
 
 def _train(args: argparse.Namespace, overrides: list[str]) -> None:
     if _launches(args):
-        own = ["--dry-run"] * args.dry_run + ["--overwrite"] * args.overwrite + ["--no-audit"] * args.no_audit
-        if args.resume_from_checkpoint is not None:
-            own.append(f"--resume_from_checkpoint={args.resume_from_checkpoint}")
-        _relaunch("train", args, own, overrides)
+        from simpo.settings import check_settings
+
+        _relaunch("train", args, overrides, check_settings, _run_options(args) + ["--no-audit"] * args.no_audit)
         return
     from simpo.settings import read_settings
 
@@ -267,12 +294,25 @@ def _train(args: argparse.Namespace, overrides: list[str]) -> None:
     )
 
 
-def _reference(args: argparse.Namespace, overrides: list[str]) -> None:
-    if _launches(args):
-        _relaunch("reference", args, [], overrides)
-        return
-    from simpo.settings import read_settings
+def _sft(args: argparse.Namespace, overrides: list[str]) -> None:
+    from simpo.run.sft import check_sft_settings, read_sft_settings, run_sft
 
+    if _launches(args):
+        _relaunch("sft", args, overrides, check_sft_settings, _run_options(args))
+        return
+    settings = read_sft_settings(args.configs, overrides)
+    resume = _checkpoint(args.resume_from_checkpoint)
+    if resume is None:
+        resume = settings.training.resume_from_checkpoint
+    run_sft(settings, dry_run=args.dry_run, overwrite=args.overwrite, resume_from_checkpoint=resume)
+
+
+def _reference(args: argparse.Namespace, overrides: list[str]) -> None:
+    from simpo.settings import check_settings, read_settings
+
+    if _launches(args):
+        _relaunch("reference", args, overrides, check_settings, [])
+        return
     settings = read_settings(args.configs, overrides)
 
     from simpo.run import run_reference
@@ -284,6 +324,14 @@ def _launches(args: argparse.Namespace) -> bool:
     if args.num_processes is not None and args.accelerate is None:
         raise ConfigError("--num_processes needs --accelerate; write e.g. --accelerate zero3")
     return args.accelerate is not None
+
+
+def _run_options(args: argparse.Namespace) -> list[str]:
+    """The options of a verb that trains, as words."""
+    words = ["--dry-run"] * args.dry_run + ["--overwrite"] * args.overwrite
+    if args.resume_from_checkpoint is not None:
+        words.append(f"--resume_from_checkpoint={args.resume_from_checkpoint}")
+    return words
 
 
 def _inspect(args: argparse.Namespace, overrides: list[str]) -> None:
@@ -323,7 +371,13 @@ def _checkpoint(word: str | None) -> str | bool | None:
     return {"true": True, "false": False}.get(word.lower(), word)
 
 
-def _relaunch(verb: str, args: argparse.Namespace, own: list[str], overrides: list[str]) -> None:
+def _relaunch(
+    verb: str,
+    args: argparse.Namespace,
+    overrides: list[str],
+    check: Callable[[Sequence[str], Sequence[str]], object],
+    options: Sequence[str],
+) -> None:
     """Become `accelerate launch ... simpo VERB ...`; returns only where the process cannot be replaced."""
     if "LOCAL_RANK" in os.environ:
         raise ConfigError(
@@ -331,13 +385,11 @@ def _relaunch(verb: str, args: argparse.Namespace, own: list[str], overrides: li
         )
     config = launch_config(args.accelerate)
 
-    from simpo.settings import check_settings
-
-    check_settings(args.configs, overrides)  # one error here rather than one per process
+    check(args.configs, overrides)  # one error here rather than one per process
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
     if args.num_processes is not None:
         command += ["--num_processes", str(args.num_processes)]
-    command += ["-m", "simpo.cli", verb, *args.configs, *own]
+    command += ["-m", "simpo.cli", verb, *args.configs, *options]
     sys.stdout.flush()
     sys.stderr.flush()
     os.execv(command[0], [*command, *overrides])

@@ -94,23 +94,31 @@ def _short(dtype: torch.dtype | str) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def load_policy(
+def load_policy(name_or_path: str, *, attn_backend: str = "auto", **options: Any) -> PreTrainedModel:
+    """Load a causal language model with the packed forward installed; `options` are those of `load_causal_lm`.
+
+    Raises:
+        ModelError: it cannot be loaded or cannot serve packs.
+    """
+    options.pop("attn_implementation", None)  # the packed attention takes its place
+    return install_packed_forward(load_causal_lm(name_or_path, **options), attn_backend)
+
+
+def load_causal_lm(
     name_or_path: str,
     *,
     dtype: torch.dtype | str,
     revision: str | None = None,
     quantization_config: Any = None,
     trust_remote_code: bool = False,
-    attn_backend: str = "auto",
     **model_init_kwargs: Any,
 ) -> PreTrainedModel:
-    """Load a causal language model with the packed forward installed.
+    """Load a causal language model of an architecture that packs can serve, with a generation config that can be saved.
 
     Raises:
         ModelError: it cannot be loaded or cannot serve packs.
     """
     load_model_config(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
-    model_init_kwargs.pop("attn_implementation", None)  # the packed attention takes its place
     if quantization_config is not None and not is_deepspeed_zero3_enabled():
         model_init_kwargs.setdefault("device_map", {"": _local_device()})
     try:
@@ -125,7 +133,7 @@ def load_policy(
     except (OSError, ValueError, ImportError) as error:
         raise ModelError(f"cannot load a model from {name_or_path!r}: {_first_line(error)}") from error
     _mend_generation_config(model)
-    return install_packed_forward(model, attn_backend)
+    return model
 
 
 def _mend_generation_config(model: PreTrainedModel) -> None:

@@ -18,6 +18,7 @@ import yaml
 
 from simpo import cli
 from simpo.errors import ConfigError, ModelError
+from simpo.run.sft.settings import check_sft_settings, sft_field_types
 from simpo.settings import check_settings, read_settings
 from simpo.settings.fieldtypes import field_types
 
@@ -64,7 +65,9 @@ def commands() -> Iterator[tuple[str, list[str]]]:
                 if words:
                     yield block.name, words
     for page in PAGES:
-        for line in re.findall(r"`((?:\S*python -m )?pytest [^`]+|simpo train [^`]+\.yaml[^`]*)`", page.read_text()):
+        for line in re.findall(
+            r"`((?:\S*python -m )?pytest [^`]+|simpo (?:train|sft) [^`]+\.yaml[^`]*)`", page.read_text()
+        ):
             yield page.name, shlex.split(line)
 
 
@@ -129,9 +132,9 @@ def check_accelerate(words: list[str], tmp_path: Path) -> None:
 
     assert words[0] == "launch"
     args = launch_command_parser().parse_args(words[1:])
-    assert Path(args.config_file).is_file() and args.training_script == "scripts/run_simpo.py"
-    assert Path(args.training_script).is_file()
-    check_simpo(["train", *args.training_script_args], tmp_path)
+    verb = {"scripts/run_simpo.py": "train", "scripts/run_sft.py": "sft"}[args.training_script]
+    assert Path(args.config_file).is_file() and Path(args.training_script).is_file()
+    check_simpo([verb, *args.training_script_args], tmp_path)
 
 
 def check_simpo(words: list[str], tmp_path: Path) -> None:
@@ -146,7 +149,8 @@ def check_simpo(words: list[str], tmp_path: Path) -> None:
         if config in INVENTED:
             (tmp_path / config).write_text(INVENTED[config])
         files.append(tmp_path / config if config in INVENTED else Path(config))
-    check_settings(files, [*overrides, "--use_cpu=true"])
+    check = check_sft_settings if words[0] == "sft" else check_settings
+    check(files, [*overrides, "--use_cpu=true"])
 
 
 def check_pytest(words: list[str], _: Path) -> None:
@@ -204,13 +208,17 @@ def test_python_of_the_readme_runs(golden: dict[str, Any], tiny_dir: str, tmp_pa
 @pytest.mark.parametrize("block", blocks("yaml"), ids=lambda block: block.name)
 def test_yaml_names_settings(block: Block) -> None:
     settings = yaml.safe_load(block.text)
-    assert settings and set(settings) <= set(field_types())
+    assert settings and set(settings) <= set(sft_field_types() if block.page == "docs/sft.md" else field_types())
 
 
 @pytest.mark.parametrize("block", blocks("json"), ids=lambda block: block.name)
-def test_json_is_a_pair(block: Block) -> None:
+def test_json_is_a_row(block: Block) -> None:
+    from simpo.data.dialogues import Dialogue, read_row
     from simpo.data.schema import Pair, normalise
 
+    if block.page == "docs/sft.md":
+        assert isinstance(read_row(json.loads(block.text)), Dialogue)
+        return
     assert isinstance(normalise(json.loads(block.text)), Pair)
 
 

@@ -29,7 +29,7 @@ def take_columns(data: Dataset, where: str, names: Mapping[str, str] | None = No
     """
     if not len(data):
         raise DataError(f"{where}: holds no rows")
-    data = _renamed(data, where, names or {})
+    data = rename_columns(data, where, names or {})
     if is_tokenized(data):
         data = data.select_columns(list(TOKEN_COLUMNS))
         check_token_ids(data, where)
@@ -42,7 +42,12 @@ def take_columns(data: Dataset, where: str, names: Mapping[str, str] | None = No
     return data
 
 
-def _renamed(data: Dataset, where: str, names: Mapping[str, str]) -> Dataset:
+def rename_columns(data: Dataset, where: str, names: Mapping[str, str]) -> Dataset:
+    """The rows with columns by our names; `names` maps own column -> the source's.
+
+    Raises:
+        DataError: there is no such column.
+    """
     for own, given in names.items():
         if given not in data.column_names:
             raise DataError(

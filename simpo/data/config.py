@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from simpo.checks import is_number
 from simpo.errors import ConfigError
@@ -38,6 +38,8 @@ class DataConfig:
     Raises:
         ConfigError: a number is out of bounds, or settings contradict each other.
     """
+
+    readable: ClassVar[tuple[str, ...]] = COLUMNS
 
     dataset_mixer: dict[str, float] | None = None
     dataset_splits: list[str] | None = None
@@ -128,11 +130,11 @@ class DataConfig:
             )
         _check_known("dataset_columns", nested, self._sources())
         for columns in [given[source] for source in nested] if nested else [given]:
-            unknown = [column for column in columns if column not in COLUMNS]
+            unknown = [column for column in columns if column not in self.readable]
             if unknown:
                 raise ConfigError(
                     f"dataset_columns: {unknown[0]!r} is no column that is read; on the left write one of "
-                    f"{', '.join(COLUMNS)}, on the right the source's name for it"
+                    f"{', '.join(self.readable)}, on the right the source's name for it"
                 )
             if len(set(columns.values())) < len(columns):
                 raise ConfigError("dataset_columns reads one column as two; give each column of a source one name")

@@ -107,13 +107,13 @@ class TextEncoder:
             responses = [full[len(context) :] for context, full in zip(contexts, column, strict=True)]
             # where tokens merge across the boundary both parts are tokenised alone, as the prompt is when generating
             merged = [at for at, full in enumerate(column) if full[: len(contexts[at])] != contexts[at]]
-            alone = self._encode_continuations([rows[at][side][len(rows[at][0]) :] for at in merged])
+            alone = self.encode_continuations([rows[at][side][len(rows[at][0]) :] for at in merged])
             for at, ids in zip(merged, alone, strict=True):
                 responses[at] = ids
             sides.append(responses)
         return list(zip(prompts, *sides, strict=True))
 
-    def _encode_continuations(self, texts: list[str]) -> list[list[int]]:
+    def encode_continuations(self, texts: list[str]) -> list[list[int]]:
         """Ids of texts that stand behind something else.
 
         Tokenizers of the SentencePiece kind put a space before a text's first word. Behind an anchor they do not; an

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ from datasets import Dataset
 
 from simpo.data.columns import concatenate, take_columns
 from simpo.data.config import DataConfig
-from simpo.data.duplicates import Ints, first_with_key, row_keys
+from simpo.data.duplicates import Ints, RowKeys, first_with_key, row_keys
 from simpo.data.minhash import near_duplicates
 from simpo.data.mix import draw, held_out, some, weighted
 from simpo.data.sources import Purpose, open_source, split_source
@@ -23,6 +23,22 @@ NEAR_DUPLICATE = "nearly a duplicate of an earlier row"
 
 _SETTINGS = {DUPLICATE: "deduplicate: exact", NEAR_DUPLICATE: "deduplicate: near"}
 _EXAMPLES = 5
+
+
+@dataclass(frozen=True)
+class RowKind:
+    """What the rows of a run are, for reading: by default pairs.
+
+    Args:
+        take: columns of a source's rows, checked and by our names, from rows, the source's name and its column names.
+        keys: what makes two prompts, and two rows, the same.
+    """
+
+    take: Callable[[Dataset, str, Mapping[str, str] | None], Dataset] = take_columns
+    keys: Callable[[Dataset, int | None], RowKeys] = row_keys
+
+
+PAIRS = RowKind()
 
 
 @dataclass(frozen=True)
@@ -119,13 +135,14 @@ def load_datasets(settings: DataConfig, seed: int = 42, num_proc: int | None = N
     return load_mix(settings, seed, num_proc)[:2]
 
 
-def load_mix(settings: DataConfig, seed: int = 42, num_proc: int | None = None) -> Loaded:
+def load_mix(settings: DataConfig, seed: int = 42, num_proc: int | None = None, kind: RowKind = PAIRS) -> Loaded:
     """Read, mix and split everything that a run's settings name.
 
     Args:
         settings: the run's data settings.
         seed: of every draw; the same seed gives the same rows in the same order.
         num_proc: processes that compare rows, where that is asked for; None for this one.
+        kind: what the rows are.
 
     Returns:
         Training rows and evaluation rows or None, in the order of the sources and of their rows, so that a row can be
@@ -139,9 +156,9 @@ def load_mix(settings: DataConfig, seed: int = 42, num_proc: int | None = None) 
     mixer = settings.dataset_mixer
     if not mixer:
         raise ConfigError("no training data: set dataset_mixer ({source: fraction}) or dataset_name")
-    found = _read(settings, mixer, ("train",) if settings.eval_dataset_mixer else ("train", "eval"), seed)
+    found = _read(settings, mixer, ("train",) if settings.eval_dataset_mixer else ("train", "eval"), seed, kind)
     if settings.eval_dataset_mixer:
-        found |= _read(settings, settings.eval_dataset_mixer, ("eval",), seed)
+        found |= _read(settings, settings.eval_dataset_mixer, ("eval",), seed, kind)
     if "train" not in found:
         raise DataError(f"no training rows: no split of dataset_splits {settings.dataset_splits} has train in its name")
     pool, report = found["train"]
@@ -151,7 +168,7 @@ def load_mix(settings: DataConfig, seed: int = 42, num_proc: int | None = None) 
             f"test_size: {settings.test_size} and an evaluation source ({len(evaluation)} rows) are both given; "
             "set test_size: 0 to use the source, or dataset_splits: [train] to hold out training prompts"
         )
-    rows, held = _divide(pool, settings, report, seed, num_proc)
+    rows, held = _divide(pool, settings, report, seed, num_proc, kind)
     if len(held):
         evaluation = pool.select(held)
     if evaluation is not None and settings.max_eval_samples:
@@ -160,14 +177,14 @@ def load_mix(settings: DataConfig, seed: int = 42, num_proc: int | None = None) 
 
 
 def _read(
-    settings: DataConfig, mixer: Mapping[str, float], purposes: Sequence[Purpose], seed: int
+    settings: DataConfig, mixer: Mapping[str, float], purposes: Sequence[Purpose], seed: int, kind: RowKind
 ) -> dict[Purpose, tuple[Dataset, LoadReport]]:
     """The rows of all sources by purpose; amounts cut only those that train, unless only evaluation is wanted."""
     parts: dict[Purpose, list[tuple[Taken, Dataset]]] = {}
     for source, amount in mixer.items():
         opened = open_source(source, settings.config_of(source))
         for purpose, where, data in split_source(opened, source, settings.dataset_splits, purposes):
-            data = take_columns(data, where, settings.columns_of(source))
+            data = kind.take(data, where, settings.columns_of(source))
             rows = draw(amount, len(data), seed, where) if purpose == purposes[0] else None
             weight = (settings.dataset_weights or {}).get(source, 1.0) if purpose == "train" else 1.0
             taken = Taken(where, len(data), rows, weight)
@@ -182,11 +199,11 @@ def _read(
 
 
 def _divide(
-    pool: Dataset, settings: DataConfig, report: LoadReport, seed: int, num_proc: int | None
+    pool: Dataset, settings: DataConfig, report: LoadReport, seed: int, num_proc: int | None, kind: RowKind
 ) -> tuple[Ints, Ints]:
     """Rows that train, repeated by weight, and rows held out; the report is filled in."""
     exact = settings.deduplicate == "exact"
-    keys = row_keys(pool, num_proc) if exact or settings.test_size else None
+    keys = kind.keys(pool, num_proc) if exact or settings.test_size else None
     rows = np.arange(len(pool))
     if settings.deduplicate != "off":
         if exact:

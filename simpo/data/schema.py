@@ -66,7 +66,7 @@ DROP_CAUSES: dict[str, str] = {
 """Why a row is dropped -> what to do about it."""
 
 SYSTEM_ROLES = ("system", "developer")
-_ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
+ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
 _NEXT_ROLES = {
     "": {"system", "developer", "user"},
     "system": {"user"},
@@ -120,7 +120,7 @@ def normalise(row: Mapping[str, Any]) -> Pair | str:
         return MISSING_FIELD
     if isinstance(chosen, str) and isinstance(rejected, str):
         return _normalise_text(prompt, chosen, rejected)
-    chosen_messages, rejected_messages = _messages(chosen), _messages(rejected)
+    chosen_messages, rejected_messages = read_messages(chosen), read_messages(rejected)
     if isinstance(chosen_messages, str):
         return chosen_messages
     if isinstance(rejected_messages, str):
@@ -128,7 +128,7 @@ def normalise(row: Mapping[str, Any]) -> Pair | str:
     if not chosen_messages or not rejected_messages:
         return EMPTY_RESPONSE
     # answers only, so the prompt column is needed; whole conversations carry their own prompt
-    given = _messages(prompt)
+    given = read_messages(prompt)
     if prompt and chosen_messages[0]["role"] == "assistant":
         if isinstance(given, str):
             return given
@@ -144,7 +144,7 @@ def normalise(row: Mapping[str, Any]) -> Pair | str:
     if isinstance(pair, str) or columns == [None, None]:
         return pair
     try:
-        return replace(pair, arguments=_template_arguments(*columns))
+        return replace(pair, arguments=template_arguments(*columns))
     except (ValueError, RecursionError):
         return MALFORMED_TOOLS
 
@@ -159,7 +159,7 @@ def _normalise_text(prompt: Any, chosen: str, rejected: str) -> Pair | str:
     return EQUAL if chosen == rejected else Pair(prompt, chosen, rejected)
 
 
-def _messages(value: Any) -> list[Message] | str:
+def read_messages(value: Any) -> list[Message] | str:
     """The messages of a column without null keys (Arrow fills them in), or a drop cause."""
     if not isinstance(value, Sequence) or isinstance(value, str):
         return MALFORMED
@@ -187,7 +187,7 @@ def _without_nulls(value: Any) -> Any:
     return value
 
 
-def _template_arguments(tools: Any, keywords: Any) -> dict[str, Any]:
+def template_arguments(tools: Any, keywords: Any) -> dict[str, Any]:
     """What the template is given beside messages; JSON text is taken as it stands, with its nulls.
 
     Raises:
@@ -241,17 +241,22 @@ def _check_messages(prompt: list[Message], chosen: list[Message], rejected: list
         return EQUAL
     if not any(message["role"] not in SYSTEM_ROLES for message in prompt):
         return NO_PROMPT
-    if any(message["role"] not in _ROLES for message in [*prompt, *chosen, *rejected]):
+    if any(message["role"] not in ROLES for message in [*prompt, *chosen, *rejected]):
         return UNKNOWN_ROLE
     if len(chosen) != 1 or len(rejected) != 1:
         return EARLY_SPLIT
     for answer in (chosen, rejected):
-        roles = [message["role"] for message in [*prompt, *answer]]
-        if roles[-1] != "assistant" or any(b not in _NEXT_ROLES[a] for a, b in zip(["", *roles], roles, strict=False)):
+        if answer[0]["role"] != "assistant" or not roles_in_order([*prompt, *answer]):
             return ROLE_ORDER
     if not all(answer[0].get("content", "").strip() or "tool_calls" in answer[0] for answer in (chosen, rejected)):
         return EMPTY_RESPONSE
     return EQUAL if _same(chosen[0], rejected[0]) else Pair(prompt, chosen, rejected)
+
+
+def roles_in_order(messages: Sequence[Message]) -> bool:
+    """Whether the turns begin and follow one another as in a conversation; all roles are known ones."""
+    roles = [message["role"] for message in messages]
+    return all(after in _NEXT_ROLES[before] for before, after in zip(["", *roles], roles, strict=False))
 
 
 def check_columns(features: Features, where: str) -> None:
@@ -270,7 +275,7 @@ def check_columns(features: Features, where: str) -> None:
             f"{where}: no column {' and no column '.join(missing)} (its columns: {', '.join(features) or 'none'}); "
             "rename the preferred answer's column to chosen and the other to rejected"
         )
-    kinds = {column: _kind(features[column]) for column in RAW_COLUMNS if column in features}
+    kinds = {column: column_kind(features[column]) for column in RAW_COLUMNS if column in features}
     for column, kind in kinds.items():
         if kind == "other" and not (column == "prompt" and kinds["chosen"] == "messages"):
             raise DataError(
@@ -290,10 +295,11 @@ def check_columns(features: Features, where: str) -> None:
 
 def holds_messages(features: Features) -> bool:
     """Whether every row is made of messages (False also where rows of both forms are mixed)."""
-    return _kind(features["chosen"]) == "messages"
+    return column_kind(features["chosen"]) == "messages"
 
 
-def _kind(feature: Any) -> Literal["text", "messages", "any", "other"]:
+def column_kind(feature: Any) -> Literal["text", "messages", "any", "other"]:
+    """What a column holds by its type; `any` may hold both forms."""
     if isinstance(feature, Json):
         return "any"
     if isinstance(feature, Value):

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -170,7 +170,7 @@ def tokenize_pairs(
     encoder = Encoder(tokenizer, options)
     if holds_messages(dataset.features):
         _ = encoder.chat  # a template that fails is an error here, once, not in every worker
-    with _quiet_forks(num_proc):
+    with quiet_forks(num_proc):
         mapped = dataset.map(
             _tokenize_batch,
             with_indices=True,
@@ -180,7 +180,7 @@ def tokenize_pairs(
             remove_columns=dataset.column_names,
             features=_FEATURES,
             num_proc=num_proc if num_proc and num_proc > 1 else None,
-            new_fingerprint=_fingerprint(dataset, tokenizer, options),
+            new_fingerprint=cache_name(dataset, tokenizer, options),
             desc=f"Tokenising {desc}",
         )
     report, kept = _account(mapped, desc)
@@ -262,10 +262,18 @@ def _count(counts: dict[str, int], examples: dict[str, list[int]], cause: str, r
         rows.append(row)
 
 
-def _fingerprint(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, options: TokenizeOptions) -> str:
+def cache_name(
+    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, options: Any, sources: Sequence[str] = _SOURCES
+) -> str:
     """Names the result in the cache: everything that the ids depend on, and nothing that changes with use.
 
     A tokenizer object remembers padding and truncation of its last call, so its own hash would miss the cache.
+
+    Args:
+        dataset: rows.
+        tokenizer: with its chat template.
+        options: an instance of a dataclass: mode and bounds.
+        sources: files of this folder whose code makes the ids.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
@@ -273,14 +281,14 @@ def _fingerprint(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, options: 
         content.update(padding=None, truncation=None)
     else:
         content = {"class": type(tokenizer).__name__, "vocabulary": sorted(tokenizer.get_vocab().items())}
-    code = [(Path(__file__).parent / name).read_text(encoding="utf-8") for name in _SOURCES]
+    code = [(Path(__file__).parent / name).read_text(encoding="utf-8") for name in sources]
     specials = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
     state = [dataset._fingerprint, content, specials, tokenizer.chat_template, vars(options), code]
     return hashlib.sha256(json.dumps(state, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
 @contextlib.contextmanager
-def _quiet_forks(num_proc: int | None) -> Iterator[None]:
+def quiet_forks(num_proc: int | None) -> Iterator[None]:
     """Forked workers warn about the tokenizer's threads unless they are switched off."""
     name = "TOKENIZERS_PARALLELISM"
     if not num_proc or num_proc < 2 or name in os.environ:

@@ -7,6 +7,7 @@ from typing import Any
 import yaml
 
 from simpo.objectives import OBJECTIVES
+from simpo.run.manifest import AnySettings
 from simpo.settings import RunSettings
 from simpo.settings.oldnames import show
 
@@ -27,16 +28,7 @@ def model_card(settings: RunSettings, manifest: Mapping[str, Any], metrics: Mapp
     args, base = settings.training, settings.model.model_name_or_path
     spec = OBJECTIVES[args.objective]
     sources = list(settings.data.dataset_mixer or {})
-    meta: dict[str, Any] = {
-        "library_name": "peft" if settings.model.use_peft else "transformers",
-        "tags": [args.objective, "preference-optimization", "alignment"],
-        "pipeline_tag": "text-generation",
-    }
-    if base and not Path(base).exists():
-        meta["base_model"] = base
-    hub = [source for source in sources if not Path(source).exists()]
-    if hub:
-        meta["datasets"] = hub
+    meta = hub_metadata(settings, [args.objective, "preference-optimization", "alignment"])
     name = Path(str(args.output_dir)).name
     batch = manifest["effective_batch"]
     hyper = {
@@ -61,15 +53,32 @@ def model_card(settings: RunSettings, manifest: Mapping[str, Any], metrics: Mapp
             f"# {name}", "",
             f"`{base}` tuned on preferences with {spec.title} ([arXiv {spec.paper}](https://arxiv.org/abs/{spec.paper})).",
             "",
-            "## Settings", "", _table(("setting", "value"), hyper), "",
+            "## Settings", "", table(("setting", "value"), hyper), "",
             "## Data", "", *data, "",
-            "## Metrics", "", _table(("metric", "value"), {key: f"{value:.4g}" for key, value in metrics.items()}), "",
+            "## Metrics", "", table(("metric", "value"), {key: f"{value:.4g}" for key, value in metrics.items()}), "",
             f"Made with {packages}. `run_manifest.json` holds every setting, hash and version.", "",
             "## Citation", "", _CITATION, "",
         ]
     )  # fmt: skip
 
 
-def _table(head: tuple[str, str], rows: Mapping[str, Any]) -> str:
+def hub_metadata(settings: AnySettings, tags: list[str]) -> dict[str, Any]:
+    """What the hub reads at the head of a card; local paths are left out."""
+    base, sources = settings.model.model_name_or_path, list(settings.data.dataset_mixer or {})
+    meta: dict[str, Any] = {
+        "library_name": "peft" if settings.model.use_peft else "transformers",
+        "tags": tags,
+        "pipeline_tag": "text-generation",
+    }
+    if base and not Path(base).exists():
+        meta["base_model"] = base
+    hub = [source for source in sources if not Path(source).exists()]
+    if hub:
+        meta["datasets"] = hub
+    return meta
+
+
+def table(head: tuple[str, str], rows: Mapping[str, Any]) -> str:
+    """A Markdown table of two columns."""
     lines = [f"| {head[0]} | {head[1]} |", "| --- | --- |"]
     return "\n".join(lines + [f"| {name} | {value} |" for name, value in rows.items()])

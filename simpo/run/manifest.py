@@ -8,13 +8,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from simpo.batching import PlanSummary
-from simpo.config import PreferenceConfig
+from simpo.config import ModelSettings, PreferenceConfig
+from simpo.data.config import DataConfig
+from simpo.data.schema import TOKEN_COLUMNS
 from simpo.run.folder import MANIFEST
 from simpo.settings import RunSettings
 
@@ -33,10 +35,43 @@ _IDENTITY = (
 )  # fmt: skip
 
 
+class AnySettings(Protocol):
+    """What every kind of run was told."""
+
+    @property
+    def model(self) -> ModelSettings:
+        """What is trained."""
+
+    @property
+    def data(self) -> DataConfig:
+        """What is read."""
+
+    @property
+    def training(self) -> TrainingArguments:
+        """How it is trained."""
+
+    @property
+    def resolved(self) -> dict[str, Any]:
+        """Every setting that was given."""
+
+    @property
+    def conversions(self) -> list[str]:
+        """Old names that were converted."""
+
+    @property
+    def files(self) -> list[Path]:
+        """Settings files."""
+
+
 def run_identity(settings: RunSettings, tokenizer: PreTrainedTokenizerBase, pairs: Any) -> dict[str, Any]:
     """What must agree between a checkpoint and the run that goes on from it."""
-    identity: dict[str, Any] = {key: getattr(settings.training, key) for key in _IDENTITY}
-    identity |= settings.training.objective_settings
+    identity = identity_of(settings, tokenizer, _IDENTITY) | settings.training.objective_settings
+    return identity | {"train_pairs": len(pairs), "train_pairs_hash": rows_hash(pairs)}
+
+
+def identity_of(settings: AnySettings, tokenizer: PreTrainedTokenizerBase, keys: tuple[str, ...]) -> dict[str, Any]:
+    """The part of an identity that every kind of run has: training settings by their names, model and tokenizer."""
+    identity: dict[str, Any] = {key: getattr(settings.training, key) for key in keys}
     identity["lr_scheduler_type"] = str(identity["lr_scheduler_type"]).removeprefix("SchedulerType.").lower()
     identity["optim"] = str(identity["optim"]).removeprefix("OptimizerNames.").lower()
     model = settings.model
@@ -47,19 +82,16 @@ def run_identity(settings: RunSettings, tokenizer: PreTrainedTokenizerBase, pair
         if model.use_peft
         else None,
         "quantised": model.load_in_4bit or model.load_in_8bit,
-        "train_pairs": len(pairs),
-        "train_pairs_hash": pairs_hash(pairs),
         "tokenizer": tokenizer_hash(tokenizer),
         "chat_template": text_hash(tokenizer.chat_template),
     }
     return identity
 
 
-def pairs_hash(pairs: Any, sample: int = 256) -> str | None:
-    """Hash of tokenised pairs, taken from up to `sample` of them, evenly spread."""
-    rows = range(0, len(pairs), max(1, len(pairs) // sample))
-    keys = ("prompt_ids", "chosen_ids", "rejected_ids")
-    return text_hash(json.dumps([[list(map(int, pairs[row][key])) for key in keys] for row in rows]))
+def rows_hash(data: Any, columns: tuple[str, ...] = TOKEN_COLUMNS, sample: int = 256) -> str | None:
+    """Hash of tokenised rows, taken from up to `sample` of them, evenly spread."""
+    rows = range(0, len(data), max(1, len(data) // sample))
+    return text_hash(json.dumps([[list(map(int, data[row][column])) for column in columns] for row in rows]))
 
 
 def text_hash(text: Any) -> str | None:
@@ -139,7 +171,35 @@ def build_manifest(
 ) -> dict[str, Any]:
     """The manifest of a run that is about to start."""
     first = [train_dataset[row] for row in range(min(2, len(train_dataset)))]
-    keys = ("prompt_ids", "chosen_ids", "rejected_ids")
+    shared = shared_manifest(
+        settings,
+        tokenizer,
+        data_report=data_report,
+        master_dtype=master_dtype,
+        engine=engine,
+        resumed_from=resumed_from,
+    )
+    return shared | {
+        "gamma": settings.training.gamma,
+        "effective_batch": effective_batch(settings.training, plan),
+        "first_pairs": [
+            {key: list(map(int, pair[key])) for key in TOKEN_COLUMNS}
+            | {f"{key[:-4]}_text": tokenizer.decode(pair[key]) for key in TOKEN_COLUMNS}
+            for pair in first
+        ],
+    }
+
+
+def shared_manifest(
+    settings: AnySettings,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    data_report: dict[str, Any],
+    master_dtype: str,
+    engine: str,
+    resumed_from: Path | None,
+) -> dict[str, Any]:
+    """The part of a manifest that every kind of run has."""
     return {
         "status": "running",
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -147,8 +207,6 @@ def build_manifest(
         "files": [str(path) for path in settings.files],
         "settings": settings.resolved,
         "conversions": settings.conversions,
-        "gamma": settings.training.gamma,
-        "effective_batch": effective_batch(settings.training, plan),
         "engine": engine,
         "master_dtype": master_dtype,
         "resumed_from": str(resumed_from) if resumed_from else None,
@@ -161,11 +219,6 @@ def build_manifest(
         "chat_template_hash": text_hash(tokenizer.chat_template),
         "rendered_example": rendered_example(tokenizer),
         "data": data_report,
-        "first_pairs": [
-            {key: list(map(int, pair[key])) for key in keys}
-            | {f"{key[:-4]}_text": tokenizer.decode(pair[key]) for key in keys}
-            for pair in first
-        ],
     }
 
 

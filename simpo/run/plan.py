@@ -4,9 +4,12 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from transformers import TrainingArguments
+
 from simpo.batching import PlanSummary
 from simpo.config import PreferenceConfig
 from simpo.objectives import OBJECTIVES
+from simpo.run.manifest import AnySettings
 from simpo.settings import RunSettings, recommendations
 from simpo.settings.oldnames import show
 
@@ -61,7 +64,7 @@ def plan_lines(
             "steps",
             f"{steps:,} optimizer steps ({_epochs(train_pairs, args)})",
         ),
-        ("schedule", _schedule(args, steps)),
+        ("schedule", schedule_line(args, steps)),
         ("engine", engine),
         ("output", str(args.output_dir)),
     ]
@@ -107,12 +110,13 @@ def _count(number: int, noun: str) -> str:
     return f"{number:,} {noun if number == 1 else plural}"
 
 
-def _schedule(args: PreferenceConfig, steps: int) -> str:
+def schedule_line(args: TrainingArguments, steps: int) -> str:
+    """Kind of schedule, peak learning rate and warm-up of a run of so many steps."""
     kind = str(args.lr_scheduler_type).removeprefix("SchedulerType.").lower()
     return f"{kind}, peak {args.learning_rate:g} after {args.get_warmup_steps(steps)} warm-up steps"
 
 
-def model_line(name: str, config: Any, settings: RunSettings) -> str:
+def model_line(name: str, config: Any, settings: AnySettings) -> str:
     """Name, architecture and what of it is trained."""
     text = config.get_text_config()
     model = settings.model

@@ -14,7 +14,14 @@ import transformers
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 from datasets import Dataset
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import (
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
 
 from simpo.audit.inspect import SAMPLE_ROWS, check_sample, sample_rows
 from simpo.batching import PlanSummary
@@ -60,8 +67,8 @@ def run_training(
     """
     args = settings.training
     _begin(settings)
-    _check_engine(args)
-    checkpoint, folder_note = _checkpoint_of(args, resume_from_checkpoint, overwrite, dry_run)
+    check_engine(args)
+    checkpoint, folder_note = choose_checkpoint(args, resume_from_checkpoint, overwrite, dry_run)
     inputs = _read_inputs(settings, audit=audit)
     config, warnings = inputs.config, inputs.warnings
     if dry_run:
@@ -101,7 +108,7 @@ def run_reference(settings: RunSettings) -> None:
     for name, data in named_sets(trainer.train_dataset, trainer.eval_dataset).items():
         references = trainer.loaders.packs_of(data).references
         means = ", ".join(f"{key} {values.mean():.2f}" for key, values in references.items())
-        _say(f"{name}: {_pairs(data):,} pairs; mean log-probs in nats: {means}")
+        say(f"{name}: {_pairs(data):,} pairs; mean log-probs in nats: {means}")
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
 
@@ -117,7 +124,7 @@ class _Inputs(NamedTuple):
 
 
 def _begin(settings: RunSettings) -> None:
-    _quiet(settings.training)
+    quiet_libraries(settings.training)
     set_seed(settings.training.seed)
     _merge_init_kwargs(settings)
 
@@ -152,7 +159,12 @@ def _build_trainer(settings: RunSettings, inputs: _Inputs) -> PreferenceTrainer:
     )
 
 
-def _check_engine(args: PreferenceConfig) -> None:
+def check_engine(args: TrainingArguments) -> None:
+    """Refuse an engine that would leave no model behind.
+
+    Raises:
+        ConfigError: ZeRO-3 does not gather its weights at saving.
+    """
     plugin = getattr(args, "deepspeed_plugin", None)
     if plugin is None or plugin.zero_stage != 3:
         return
@@ -164,8 +176,8 @@ def _check_engine(args: PreferenceConfig) -> None:
         )
 
 
-def _checkpoint_of(
-    args: PreferenceConfig, resume: str | bool | None, overwrite: bool, dry_run: bool
+def choose_checkpoint(
+    args: TrainingArguments, resume: str | bool | None, overwrite: bool, dry_run: bool
 ) -> tuple[Path | None, list[str]]:
     """The checkpoint to go on from. A dry run only notes what would stop the run here."""
     try:
@@ -177,7 +189,7 @@ def _checkpoint_of(
     return checkpoint, [f"goes on from {checkpoint}"] if checkpoint else []
 
 
-def _quiet(args: PreferenceConfig) -> None:
+def quiet_libraries(args: TrainingArguments) -> None:
     """Library messages by `log_level`; ours at info on the main process."""
     level = args.get_process_log_level()
     transformers.utils.logging.set_verbosity(level)
@@ -249,7 +261,7 @@ def _print_plan(
     print("\n".join([*lines, *notes]), flush=True)
 
 
-def engine_name(args: PreferenceConfig, trainer: PreferenceTrainer | None = None) -> str:
+def engine_name(args: TrainingArguments, trainer: Trainer | None = None) -> str:
     """What drives the run: one process, DDP, DeepSpeed with its stage, or FSDP, on how many processes."""
     plugin = getattr(args, "deepspeed_plugin", None)
     if plugin is not None:
@@ -272,7 +284,7 @@ def _train(
     identity = run_identity(settings, tokenizer, trainer.train_dataset)
     if checkpoint is not None:
         check_identity(checkpoint, identity)
-        _say(f"Going on from {checkpoint}")
+        say(f"Going on from {checkpoint}")
     limit, args.save_total_limit = args.save_total_limit, None
     trainer.add_callback(CheckpointCallback(identity, limit))
     manifest = build_manifest(
@@ -303,26 +315,27 @@ def _train(
         Path(str(args.output_dir), "README.md").write_text(model_card(settings, manifest, metrics))
         write_manifest(str(args.output_dir), manifest)  # last: it says that everything else is there
     if args.push_to_hub and trainer.is_world_process_zero():
-        _push(trainer, str(args.output_dir))
+        push_folder(trainer, str(args.output_dir))
     trainer.accelerator.wait_for_everyone()  # no process closes its connections while another still writes
-    _say(f"Done: {args.output_dir}")
+    say(f"Done: {args.output_dir}")
     trainer.accelerator.end_training()
 
 
-def _push(trainer: PreferenceTrainer, folder: str) -> None:
+def push_folder(trainer: Trainer, folder: str, message: str = "Model trained with SimPO") -> None:
+    """Upload the finished folder, without its checkpoints."""
     # not Trainer.push_to_hub, which would write the float32 masters and a card of its own over what is there
     from huggingface_hub import upload_folder
 
     upload_folder(
         repo_id=str(trainer.hub_model_id),
         folder_path=folder,
-        commit_message=f"Model trained with {OBJECTIVES[trainer.args.objective].title}",
+        commit_message=message,
         token=trainer.args.hub_token,
         ignore_patterns=["checkpoint-*"],
     )
 
 
-def export_model(trainer: PreferenceTrainer, folder: str) -> None:
+def export_model(trainer: Trainer, folder: str) -> None:
     """Write the trained model where `from_pretrained` and vLLM find it, in one place; every process must call it.
 
     Weights are gathered from all shards. A run that computes in 16 bits leaves 16-bit weights; its float32 masters stay
@@ -364,6 +377,7 @@ def _pairs(dataset: Any) -> int:
     return 0 if dataset is None else len(dataset)
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """Print once, however many processes there are."""
     if PartialState().is_main_process:
         print(text, flush=True)

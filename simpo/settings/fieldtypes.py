@@ -82,9 +82,14 @@ class FieldType:
 
 @cache
 def field_types() -> dict[str, FieldType]:
-    """Every setting by its name."""
+    """Every setting of a preference run by its name."""
+    return types_of(ModelSettings, DataConfig, PreferenceConfig)
+
+
+def types_of(*owners: type) -> dict[str, FieldType]:
+    """The settings of some dataclasses by their names, which none of them share."""
     found: dict[str, FieldType] = {}
-    for owner in (ModelSettings, DataConfig, PreferenceConfig):
+    for owner in owners:
         hints = get_type_hints(owner)
         for item in fields(owner):
             if not item.init:

@@ -129,9 +129,9 @@ def test_second_call_reads_the_cache(make_tokenizer, tmp_path, monkeypatch):
         raise AssertionError("tokenised again")
 
     monkeypatch.setattr(tokenize, "_tokenize_batch", forbidden)
-    name = tokenize._fingerprint(raw, tokenizer, STANDARD)
+    name = tokenize.cache_name(raw, tokenizer, STANDARD)
     tokenizer(["use", "changes its padding state"], padding=True, truncation=True, max_length=7)
-    assert tokenize._fingerprint(raw, tokenizer, STANDARD) == name
+    assert tokenize.cache_name(raw, tokenizer, STANDARD) == name
     again, again_report = tokenize_pairs(raw, tokenizer, TokenizeOptions(), num_proc=2)
     assert again.to_list() == first.to_list() and again_report == report
     assert tokenize_pairs(raw, make_tokenizer(), STANDARD)[1] == report
