@@ -127,7 +127,8 @@ def test_pruner_options_are_checked(write) -> None:
 
 def test_words_read_back_equal(config: str) -> None:
     params = {
-        "learning_rate": 3e-7, "bf16": False, "save_strategy": "no", "max_steps": 7, "lora_target_modules": "all-linear",
+        "learning_rate": 3e-7, "bf16": False, "save_strategy": "no", "max_steps": 7,
+        "lora_target_modules": "all-linear",
         "max_tokens_per_microbatch": None, "use_peft": True,
     }  # fmt: skip
     read = check_settings([config], override_words(params))
@@ -141,7 +142,7 @@ def test_stages_begin_at_the_configuration(write, config: str) -> None:
     sweep = read_space(write("sampler: staged\nspace: {learning_rate: [3e-7], beta: [2, 10]}\n"))
     assert start_of(sweep, check_candidates(sweep, [config], [])) == {"learning_rate": 1e-6, "beta": 3.0}
     old = read_space(write("sampler: staged\nspace: {gamma: [0.3]}\n"))
-    with pytest.raises(ConfigError, match="space.yaml:2: gamma: sampler: staged needs"):
+    with pytest.raises(ConfigError, match=r"space.yaml:2: gamma: sampler: staged needs"):
         start_of(old, {})
 
 
