@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -188,13 +189,30 @@ def stop_tree(pid: int) -> None:
         return
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGTERM)
-    _, alive = psutil.wait_procs(tree, timeout=_GRACE)
-    for process in alive:
+    for process in _wait(tree):
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
-    psutil.wait_procs(alive, timeout=_GRACE)
+    _wait(tree)
+
+
+def _wait(processes: Sequence[Any]) -> list[Any]:
+    """Those that still live after the time of grace. psutil's own wait would wait for dead ones that no one collects."""
+    import psutil
+
+    def lives(process: Any) -> bool:
+        try:
+            return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False
+
+    limit = time.monotonic() + _GRACE
+    while True:
+        alive = [process for process in processes if lives(process)]
+        if not alive or time.monotonic() > limit:
+            return alive
+        time.sleep(0.05)
 
 
 def stop_left_over(file: Path) -> None:
@@ -245,7 +263,7 @@ def _log_entries(folder: Path) -> list[dict[str, Any]]:
 def last_lines(log: Path, count: int = _LAST_LINES) -> str:
     """The end of a log without empty lines; a progress bar counts as the state it was left in."""
     with contextlib.suppress(OSError):
-        lines = [line.rsplit("\r", 1)[-1].rstrip() for line in log.read_text(errors="replace").split("\n")]
+        lines = [line.rsplit("\r", 1)[-1].rstrip() for line in log.read_bytes().decode(errors="replace").split("\n")]
         return "\n".join([line for line in lines if line.strip()][-count:])
     return ""
 
