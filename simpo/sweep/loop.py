@@ -91,7 +91,7 @@ class Sweep:
             if slot in self._running:
                 continue
             if interrupted:
-                record, how = interrupted.pop(0), "goes on"
+                record, how = interrupted.pop(0), "resumed"
             else:
                 proposal = self.propose()
                 if proposal.params is None:

@@ -198,7 +198,7 @@ def stop_tree(pid: int) -> None:
 
 
 def _wait(processes: Sequence[Any]) -> list[Any]:
-    """Those that still live after the time of grace. psutil's own wait would wait for dead ones that no one collects."""
+    """Those that live after the time of grace. psutil's own wait would wait for dead ones that no one collects."""
     import psutil
 
     def lives(process: Any) -> bool:

@@ -127,7 +127,7 @@ def test_an_interrupted_sweep_goes_on_as_if_it_had_not_been(tmp_path: Path, kind
         go(tmp_path / "cut", sweep, first, start)
     records, lines = go(tmp_path / "cut", sweep, second, start)
     assert first.launched + second.launched == whole.launched
-    assert "trial-0002 goes on" in lines[0] and all(record.state == "complete" for record in records)
+    assert "trial-0002 resumed" in lines[0] and all(record.state == "complete" for record in records)
 
 
 def test_running_trials_are_stopped_with_the_sweep(tmp_path: Path) -> None:

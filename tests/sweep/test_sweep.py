@@ -59,7 +59,7 @@ def test_a_sweep_that_is_killed_goes_on(
     assert cli.main(words) == 0
     assert is_gone(left)
     printed = capsys.readouterr().out
-    assert "trial-0000 goes on: chat_template chatml" in printed and "3 trials by eval_loss" in printed
+    assert "trial-0000 resumed: chat_template chatml" in printed and "3 trials by eval_loss" in printed
     rows = list(csv.DictReader((output / "sweep.csv").open()))
     assert [row["state"] for row in rows] == ["complete", "failed", "complete"]
     assert rows[1]["error"].startswith("error: ") and "template" in rows[1]["error"]
