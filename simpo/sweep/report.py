@@ -1,12 +1,14 @@
 """What a sweep shows: lines while it goes on; a table, a CSV file, a picture and the best settings at its end."""
 
 import csv
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from simpo.checks import is_number
 from simpo.sweep.axes import Axis, Choices, show_value
 from simpo.sweep.record import Params, Record, best_of
 from simpo.sweep.space import SweepSettings
@@ -53,24 +55,25 @@ def finished_line(record: Record, records: Sequence[Record], sweep: SweepSetting
 
 def print_table(records: Sequence[Record], sweep: SweepSettings) -> None:
     """All trials in the terminal, the best first."""
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
     best = best_of(records, sweep.direction)
-    table = Table(title=f"{len(records)} trials by {value_name(sweep)} ({sweep.direction})", title_justify="left")
-    for name in ("trial", *(("stage",) if sweep.sampler == "staged" else ()), *sweep.space):
-        table.add_column(name, justify="left" if name in ("trial", "stage") else "right")
-    table.add_column(value_name(sweep), justify="right")
-    table.add_column("time", justify="right")
-    table.add_column("")
+    title = f"{len(records)} trials by {value_name(sweep)} ({sweep.direction})"
+    table = Table(
+        title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True
+    )  # narrow: three settings fit into 80 columns
+    for name in ("trial", *sweep.space, value_name(sweep).rpartition("/")[2], "time"):
+        table.add_column(name, justify="right", overflow="fold")
+    table.add_column("", overflow="fold")
     for record in ranked(records, sweep):
-        value = "" if record.value is None else f"{record.value:.6g}"
+        value = "" if record.value is None else f"{record.value:.4g}"
         note = "best" if best and record.number == best.number else "" if record.state == "complete" else record.state
-        stage = (record.stage,) if sweep.sampler == "staged" else ()
         shown = (show_value(record.params.get(key)) for key in sweep.space)
         time = "" if record.seconds is None else show_time(record.seconds)
         style = "bold" if note == "best" else "" if record.state == "complete" else "dim"
-        table.add_row(record.name, *stage, *shown, value, time, note, style=style)
+        table.add_row(str(record.number), *shown, value, time, note, style=style)
     Console().print(table)
 
 
@@ -113,7 +116,7 @@ def plot(records: Sequence[Record], sweep: SweepSettings, path: Path) -> None:
     from matplotlib.figure import Figure
 
     panels = 1 + len(sweep.space)
-    columns = min(panels, 3)
+    columns = 2 if panels == 4 else min(panels, 3)
     rows = -(-panels // columns)
     figure = Figure(figsize=(4.6 * columns, 3.5 * rows + 0.6), layout="constrained")
     FigureCanvasAgg(figure)
@@ -122,7 +125,7 @@ def plot(records: Sequence[Record], sweep: SweepSettings, path: Path) -> None:
     chosen = f": best {best.value:.4g} with {show_params(best.params)} ({best.name})" if best else ""
     figure.suptitle(f"{value_name(sweep)}, {sweep.direction}{chosen}", fontsize=11, color=_INK)
     _plot_progress(grid[0], records, sweep)
-    for axes, (key, axis) in zip(grid[1:], sweep.space.items(), strict=False):
+    for axes, (key, axis) in zip(grid[1:], sweep.space.items(), strict=False):  # the last panels may stay empty
         _plot_setting(axes, key, axis, records, sweep)
     for at, axes in enumerate(grid):
         axes.set_visible(at < panels)
@@ -149,7 +152,9 @@ def _plot_progress(axes: Any, records: Sequence[Record], sweep: SweepSettings) -
     if failed:  # they have no value: a mark on the lower edge
         axes.scatter(failed, [0.02] * len(failed), marker="x", s=40, color=_BAD, label="failed", zorder=3,
                      transform=axes.get_xaxis_transform())  # fmt: skip
-    _ring(axes, "number", records, sweep)
+    best = best_of(records, sweep.direction)
+    if best is not None:
+        _ring(axes, best.number, best)
     axes.set_xlabel("trial")
     axes.xaxis.get_major_locator().set_params(integer=True)
 
@@ -160,7 +165,7 @@ def _plot_setting(axes: Any, key: str, axis: Axis, records: Sequence[Record], sw
     axes.scatter([place[r.params[key]] for r in done], [r.value for r in done], s=36, color=_POINT, zorder=3)
     pruned = [record for record in records if record.state == "pruned" and record.value is not None]
     _pruned(axes, [place[r.params[key]] for r in pruned], pruned)
-    if axis.values() is not None:  # the best of each value, joined
+    if isinstance(axis, Choices):  # the best of each value, joined
         tops = [
             (place[value], best_of([r for r in done if r.params[key] == value], sweep.direction)) for value in place
         ]
@@ -168,27 +173,28 @@ def _plot_setting(axes: Any, key: str, axis: Axis, records: Sequence[Record], sw
         axes.plot([at for at, _ in line], [top for _, top in line], color=_POINT, linewidth=1, alpha=0.5)
     best = best_of(records, sweep.direction)
     if best is not None:
-        axes.scatter([place[best.params[key]]], [best.value], s=130, facecolors="none", edgecolors=_ACCENT,
-                     linewidths=1.8, zorder=4)  # fmt: skip
+        _ring(axes, place[best.params[key]], best)
     axes.set_xlabel(key)
 
 
 def _places(axes: Any, key: str, axis: Axis, records: Sequence[Record]) -> Mapping[Any, float]:
     """Where each value stands on the horizontal axis: lists evenly and named, spans by their number."""
     seen = list(dict.fromkeys(record.params[key] for record in records if key in record.params))
-    listed = axis.values()
-    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in seen)
-    if isinstance(axis, Choices) and listed is not None:
-        values = list(dict.fromkeys([*listed, *seen]))
-        if numbers:
+    if isinstance(axis, Choices):
+        values = list(dict.fromkeys([*axis.listed, *seen]))  # stages begin at a value that need not be listed
+        if all(is_number(value) for value in values):
             values.sort()
         axes.set_xticks(range(len(values)), [show_value(value) for value in values])
         axes.set_xlim(-0.5, len(values) - 0.5)
         if len(values) > 6:
             axes.tick_params(axis="x", labelrotation=45)
         return {value: float(at) for at, value in enumerate(values)}
-    if getattr(axis, "log", False):
+    margin = 0.03 * (math.log(axis.high / axis.low) if axis.log else axis.high - axis.low)
+    if axis.log:
         axes.set_xscale("log")
+        axes.set_xlim(axis.low * math.exp(-margin), axis.high * math.exp(margin))
+    else:
+        axes.set_xlim(axis.low - margin, axis.high + margin)
     return {value: float(value) for value in seen}
 
 
@@ -197,8 +203,6 @@ def _pruned(axes: Any, places: Sequence[float], records: Sequence[Record]) -> No
                  label="pruned, last value")  # fmt: skip
 
 
-def _ring(axes: Any, _: str, records: Sequence[Record], sweep: SweepSettings) -> None:
-    best = best_of(records, sweep.direction)
-    if best is not None:
-        axes.scatter([best.number], [best.value], s=130, facecolors="none", edgecolors=_ACCENT, linewidths=1.8,
-                     zorder=4, label="best")  # fmt: skip
+def _ring(axes: Any, place: float, best: Record) -> None:
+    axes.scatter([place], [best.value], s=130, facecolors="none", edgecolors=_ACCENT, linewidths=1.8, zorder=4,
+                 label="best")  # fmt: skip

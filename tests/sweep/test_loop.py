@@ -216,7 +216,8 @@ def test_table_csv_and_best(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     ]
     report.print_table(records, sweep)
     printed = capsys.readouterr().out
-    assert printed.index("trial-0002") < printed.index("trial-0000") < printed.index("trial-0001")
+    rows = [line.split()[0] for line in printed.splitlines() if line.strip()[:1].isdigit()]
+    assert rows[1:] == ["2", "0", "1"] and "accuracies" in printed
     assert "2 h 00 min" in printed and "failed" in printed and "best" in printed
     report.write_csv(records, sweep, tmp_path / "sweep.csv")
     rows = list(csv.DictReader((tmp_path / "sweep.csv").open()))
