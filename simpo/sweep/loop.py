@@ -128,6 +128,8 @@ class Sweep:
             ended = replace(record, state="pruned")
         else:
             assert outcome is not None
+            if outcome.hopeless:
+                raise ConfigError(f"{self.sweep.where.get('metric', self.sweep.path)}: {outcome.error}")
             self._is_pruned(record, trial)  # what it reported last; too late to stop it
             state = "failed" if outcome.value is None else "complete"
             ended = replace(record, state=state, value=outcome.value, error=outcome.error)  # type: ignore[arg-type]
@@ -189,16 +191,11 @@ def run_sweep(
         ConfigError: something is wrong with the files, or the folder holds another sweep, or one that is running.
         SimPOError: all trials failed.
     """
-    if "LOCAL_RANK" in os.environ:
-        raise ConfigError("simpo sweep inside `accelerate launch`: start it directly; it launches each trial itself")
     sweep = read_space(space_file)
     base = check_candidates(sweep, configs, overrides)
     start = start_of(sweep, base) if sweep.sampler == "staged" else None
     launcher_file = launch_config(sweep.accelerate) if sweep.accelerate is not None else None
-    require_packages()
-    make_pruner(sweep)
-    if not base.get("output_dir"):
-        raise ConfigError("output_dir is missing; write the folder of the sweep into the configuration")
+    _check_surroundings(sweep, base)
     output = Path(str(base["output_dir"]))
     starter = Launcher(sweep, output, configs, overrides, base, launcher_file, audit)
     for line in describe(sweep, output, start):
@@ -212,6 +209,15 @@ def run_sweep(
             print(f"{study.retry_failed()} failed trials are run again", flush=True)
         records = Sweep(sweep, study, starter, start, say=lambda line: print(line, flush=True)).run()
         _finish(records, sweep, configs, output)
+
+
+def _check_surroundings(sweep: SweepSettings, base: dict[str, Any]) -> None:
+    if "LOCAL_RANK" in os.environ:
+        raise ConfigError("simpo sweep inside `accelerate launch`: start it directly; it launches each trial itself")
+    require_packages()
+    make_pruner(sweep)
+    if not base.get("output_dir"):
+        raise ConfigError("output_dir is missing; write the folder of the sweep into the configuration")
 
 
 def describe(sweep: SweepSettings, output: Path, start: Params | None) -> list[str]:
@@ -253,6 +259,8 @@ def _finish(records: Sequence[Record], sweep: SweepSettings, configs: Sequence[s
             f"all {len(records)} trials failed; the last one: {records[-1].error.splitlines()[-1]}. Their logs are "
             f"{output}/trial-*/logs/train.log; once the cause is gone, --retry-failed runs them again"
         )
+    else:
+        print("No trial came to its end, so there is no best one; a gentler pruner lets some of them through")
 
 
 @contextlib.contextmanager

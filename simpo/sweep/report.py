@@ -122,7 +122,7 @@ def plot(records: Sequence[Record], sweep: SweepSettings, path: Path) -> None:
     FigureCanvasAgg(figure)
     grid = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
     best = best_of(records, sweep.direction)
-    chosen = f": best {best.value:.4g} with {show_params(best.params)} ({best.name})" if best else ""
+    chosen = f"\nbest {best.value:.4g} with {show_params(best.params)} ({best.name})" if best else ""
     figure.suptitle(f"{value_name(sweep)}, {sweep.direction}{chosen}", fontsize=11, color=_INK)
     _plot_progress(grid[0], records, sweep)
     for axes, (key, axis) in zip(grid[1:], sweep.space.items(), strict=False):  # the last panels may stay empty

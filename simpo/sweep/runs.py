@@ -30,10 +30,11 @@ _LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "
 
 
 class Outcome(NamedTuple):
-    """How a trial ended: a value, or an error with the last lines of its log."""
+    """How a trial ended: a value, or an error with the last lines of its log; `hopeless` if all others would share it."""
 
     value: float | None
     error: str = ""
+    hopeless: bool = False
 
 
 @dataclass(frozen=True)
@@ -237,7 +238,8 @@ def metric_of_run(folder: Path, metric: str) -> Outcome:
     value = results.get(metric, values[-1] if values else None)
     if value is None:
         known = sorted(results.keys() | {key for entry in _log_entries(folder) for key in entry})
-        return Outcome(None, f"metric: the run logged no {metric}; it logged {', '.join(known) or 'nothing'}")
+        text = f"metric: the run logged no {metric}; it logged {', '.join(known) or 'nothing'}"
+        return Outcome(None, text, hopeless=True)
     return _checked(float(value), metric)
 
 

@@ -195,6 +195,13 @@ def test_a_failed_trial_is_recorded_and_the_sweep_goes_on(tmp_path: Path) -> Non
     assert [number for number, _ in again.launched] == [4, 5] and len(records) == 4
 
 
+def test_a_metric_that_no_run_logs_ends_the_sweep_after_one_run(tmp_path: Path) -> None:
+    starter = FakeStarter(lambda p: Outcome(None, "metric: the run logged no margin; it logged loss", hopeless=True))
+    with pytest.raises(ConfigError, match=r"space.yaml:1: metric: the run logged no margin; it logged loss"):
+        go(tmp_path, make(tmp_path, "metric: margin\n" + GRID), starter)
+    assert len(starter.launched) == 1
+
+
 def test_another_sweep_in_the_folder_is_refused(tmp_path: Path) -> None:
     sweep = make(tmp_path, GRID)
     SweepStudy(tmp_path, sweep).check_identity(identity_of(sweep, {"max_length": 512}, None))
