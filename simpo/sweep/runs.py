@@ -30,7 +30,7 @@ _LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "
 
 
 class Outcome(NamedTuple):
-    """How a trial ended: a value, or an error with the last lines of its log; `hopeless` if all others would share it."""
+    """How a trial ended: a value, or an error with the last lines of its log; `hopeless`: all others would share it."""
 
     value: float | None
     error: str = ""
@@ -151,7 +151,7 @@ class TrialRun:
 
     def stop(self) -> None:
         """SIGTERM, then SIGKILL, for the whole tree of processes."""
-        if self._process is not None:
+        if self._process is not None and self._process.poll() is None:  # its number may be another process's by now
             stop_tree(self._process.pid)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(timeout=_GRACE)
