@@ -47,6 +47,13 @@ train` does this by itself; alone it serves to do it once for several runs:
   simpo reference training_configs/llama-3-8b-base-simpo.yaml training_configs/objectives/dpo.yaml --accelerate zero3
 """
 
+_SWEEP_HELP = """\
+Train with many values of some settings, one run at a time or one per set of devices, and say which is best:
+  simpo sweep training_configs/your-own-data.yaml training_configs/sweeps/paper-staged.yaml --output_dir=outputs/sweep
+
+The last file says what is searched. The same command goes on with a sweep that was interrupted.
+"""
+
 
 class Flag(NamedTuple):
     """How an option takes a value: `none`, `needed`, or `optional` (only as --flag=value; alone it means true)."""
@@ -81,7 +88,14 @@ _REFERENCE_FLAGS = {
     "--num_processes": Flag("needed"),
     "--help": Flag("none"),
 }
-_FLAGS = {"train": _TRAIN_FLAGS, "sft": _SFT_FLAGS, "inspect": _INSPECT_FLAGS, "reference": _REFERENCE_FLAGS}
+_SWEEP_FLAGS = {name: Flag("none") for name in ("--dry-run", "--retry-failed", "--no-audit", "--help")}
+_FLAGS = {
+    "train": _TRAIN_FLAGS,
+    "sft": _SFT_FLAGS,
+    "inspect": _INSPECT_FLAGS,
+    "reference": _REFERENCE_FLAGS,
+    "sweep": _SWEEP_FLAGS,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -115,6 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_sft(verbs)
     _add_inspect(verbs)
     _add_reference(verbs)
+    _add_sweep(verbs)
     return parser
 
 
@@ -221,6 +236,24 @@ def _add_inspect(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -
         help="look for the prompts of an evaluation set in the training pairs; can be given several times",
     )
     inspect.set_defaults(run=_inspect)
+
+
+def _add_sweep(verbs: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    sweep = verbs.add_parser(
+        "sweep",
+        help="search settings: many runs, a table, and the best one",
+        description=_SWEEP_HELP,
+        epilog="SPACE.yaml is described in docs/sweep.md.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="simpo sweep CONFIG [CONFIG ...] SPACE [options] [--key=value ...]",
+        allow_abbrev=False,
+    )
+    sweep.add_argument("configs", nargs="+", metavar="CONFIG", help="YAML file of settings, for every trial")
+    sweep.add_argument("space", metavar="SPACE", help="YAML file of what is searched, and how")
+    sweep.add_argument("--dry-run", action="store_true", help="check every value, say what would be run, and stop")
+    sweep.add_argument("--retry-failed", action="store_true", help="run failed trials of an earlier call again")
+    sweep.add_argument("--no-audit", action="store_true", help="as for simpo train, for every trial")
+    sweep.set_defaults(run=_sweep)
 
 
 def _count(word: str) -> int:
@@ -351,6 +384,20 @@ def _inspect(args: argparse.Namespace, overrides: list[str]) -> None:
 
     run_inspection(
         settings, InspectOptions(args.html, args.json, args.strict, args.pairs, args.rows, args.sample, named)
+    )
+
+
+def _sweep(args: argparse.Namespace, overrides: list[str]) -> None:
+    from simpo.sweep import run_sweep
+
+    run_sweep(
+        args.configs,
+        args.space,
+        overrides,
+        launch_config=launch_config,
+        dry_run=args.dry_run,
+        retry_failed=args.retry_failed,
+        audit=not args.no_audit,
     )
 
 

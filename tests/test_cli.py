@@ -44,7 +44,9 @@ def simpo_process(*words: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("words", [("--help",), ("train", "--help"), ("sft", "--help"), ("--version",)])
+@pytest.mark.parametrize(
+    "words", [("--help",), ("train", "--help"), ("sft", "--help"), ("sweep", "--help"), ("--version",)]
+)
 def test_help_answers_in_half_a_second(words: tuple[str, ...]) -> None:
     seconds = []
     for _ in range(3):

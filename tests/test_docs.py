@@ -21,6 +21,7 @@ from simpo.errors import ConfigError, ModelError
 from simpo.run.sft.settings import check_sft_settings, sft_field_types
 from simpo.settings import check_settings, read_settings
 from simpo.settings.fieldtypes import field_types
+from simpo.sweep.space import check_candidates, read_space
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -140,6 +141,9 @@ def check_accelerate(words: list[str], tmp_path: Path) -> None:
 def check_simpo(words: list[str], tmp_path: Path) -> None:
     own, overrides = cli.split_overrides(words[1:], cli._FLAGS[words[0]])
     args = cli._parser().parse_args([words[0], *own])
+    if words[0] == "sweep":
+        check_candidates(read_space(args.space), args.configs, [*overrides, "--use_cpu=true"])
+        return
     if words[0] == "inspect":
         overrides += cli.source_overrides(args)
     elif args.accelerate is not None:
@@ -206,8 +210,11 @@ def test_python_of_the_readme_runs(golden: dict[str, Any], tiny_dir: str, tmp_pa
 
 
 @pytest.mark.parametrize("block", blocks("yaml"), ids=lambda block: block.name)
-def test_yaml_names_settings(block: Block) -> None:
+def test_yaml_names_settings(block: Block, tmp_path: Path) -> None:
     settings = yaml.safe_load(block.text)
+    if "space" in settings:  # what a sweep searches
+        (tmp_path / "space.yaml").write_text(block.text)
+        settings = read_space(tmp_path / "space.yaml").space
     assert settings and set(settings) <= set(sft_field_types() if block.page == "docs/sft.md" else field_types())
 
 

@@ -21,6 +21,7 @@ LAYERS = (
     {"checks", "config", "forward", "model", "settings", "data"},
     {"trainer", "audit"},
     {"run"},
+    {"sweep"},
     {"cli"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

@@ -10,6 +10,7 @@ from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from simpo.errors import ConfigError, ModelError
+from simpo.run.logfile import LOG_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -35,8 +36,8 @@ def _is_fresh(folder: Path) -> bool:
     """Empty, or left by a run that was stopped before its first checkpoint was whole."""
     if not folder.exists():
         return True
-    names = {path.name for path in folder.iterdir()}
-    others = {name for name in names if name not in (MANIFEST, *_LOG_FOLDERS) and not name.startswith("checkpoint-")}
+    names = {path.name for path in folder.iterdir()} - {*_LOG_FOLDERS}
+    others = {name for name in names if name not in (MANIFEST, LOG_FILE) and not name.startswith("checkpoint-")}
     return not names or (MANIFEST in names and not others and not is_finished(folder) and not checkpoints(folder))
 
 
@@ -84,7 +85,8 @@ def find_checkpoint(output_dir: str | Path, resume: str | bool | None, *, overwr
 
 
 _WRITTEN = (
-    "model*.safetensors", "model.safetensors.index.json", "adapter_*", "*_results.json", "trainer_state.json", MANIFEST
+    "model*.safetensors", "model.safetensors.index.json", "adapter_*", "*_results.json", "trainer_state.json", MANIFEST,
+    LOG_FILE,
 )  # fmt: skip
 
 

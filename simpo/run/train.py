@@ -36,6 +36,7 @@ from simpo.model import load_model_config, load_tokenizer, master_dtype
 from simpo.objectives import OBJECTIVES
 from simpo.run.card import model_card
 from simpo.run.folder import CheckpointCallback, check_identity, find_checkpoint, remove_earlier_run
+from simpo.run.logfile import LogFile
 from simpo.run.manifest import build_manifest, run_identity, write_manifest
 from simpo.run.plan import model_line, plan_lines
 from simpo.settings import RunSettings
@@ -287,6 +288,7 @@ def _train(
         say(f"Going on from {checkpoint}")
     limit, args.save_total_limit = args.save_total_limit, None
     trainer.add_callback(CheckpointCallback(identity, limit))
+    trainer.add_callback(LogFile())
     manifest = build_manifest(
         settings,
         tokenizer,

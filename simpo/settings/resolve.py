@@ -106,9 +106,12 @@ def read_settings(files: Paths, overrides: Sequence[str] = ()) -> RunSettings:
     return RunSettings(model, data, training, resolved, checked.conversions, checked.files)
 
 
-def check_settings(files: Paths, overrides: Sequence[str] = ()) -> None:
-    """All checks of `read_settings` that need no device: for a process that only starts others."""
-    _check(files, overrides)
+def check_settings(files: Paths, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """All checks of `read_settings` that need no device: for a process that only starts others.
+
+    Returns the settings that were given, by their present names, converted and typed.
+    """
+    return _check(files, overrides).values
 
 
 def _check(files: Paths, overrides: Sequence[str]) -> _Checked:

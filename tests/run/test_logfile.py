@@ -1,0 +1,51 @@
+"""log.jsonl: a line per log entry, readable at once; an attempt that goes on drops what it will log again."""
+
+import json
+from pathlib import Path
+
+import pytest
+from transformers import TrainerControl, TrainerState, TrainingArguments
+
+from simpo.run.folder import find_checkpoint
+from simpo.run.logfile import LogFile
+
+
+@pytest.fixture
+def args(tmp_path: Path) -> TrainingArguments:
+    return TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+
+
+def log(args: TrainingArguments, step: int, *, first: bool = True, **logs: float) -> None:
+    state = TrainerState(global_step=step, is_world_process_zero=first)
+    LogFile().on_log(args, state, TrainerControl(), logs=logs)
+
+
+def steps(folder: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_each_entry_is_a_line_with_its_step(args: TrainingArguments, tmp_path: Path) -> None:
+    log(args, 1, loss=0.5)
+    log(args, 2, first=False, loss=9.0)
+    log(args, 2, **{"eval_rewards/accuracies": 0.75})
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert lines == [{"step": 1, "loss": 0.5}, {"step": 2, "eval_rewards/accuracies": 0.75}]
+
+
+@pytest.mark.parametrize(("start", "kept"), [(0, []), (2, [1, 2]), (9, [1, 2, 3])])
+def test_what_comes_after_the_checkpoint_is_dropped(
+    args: TrainingArguments, tmp_path: Path, start: int, kept: list[int]
+) -> None:
+    for step in (1, 2, 3):
+        log(args, step, loss=0.5)
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write('{"step": 4, "lo')  # killed here
+    LogFile().on_train_begin(args, TrainerState(global_step=start, is_world_process_zero=True), TrainerControl())
+    assert steps(tmp_path) == kept
+
+
+def test_a_log_alone_does_not_stop_a_fresh_start(args: TrainingArguments, tmp_path: Path) -> None:
+    log(args, 1, loss=0.5)
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "run_manifest.json").write_text('{"status": "running"}')
+    assert find_checkpoint(tmp_path, None, overwrite=False) is None
