@@ -9,7 +9,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from simpo.batching import Budget, StepSampler
-from simpo.packing import PackedDataset, StepDataLoader, mismatched_rows, only_pack, packed_tokens
+from simpo.errors import DataError
+from simpo.packing import PackedDataset, StepDataLoader, mismatched_rows, only_pack, packed_tokens, token_counts
 from simpo.reference import REFERENCE_COLUMNS
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class PackLoaders:
     def packs_of(self, dataset: Any) -> PackedDataset:
         """The packed form of a tokenised data set; references that it brings as columns are taken over."""
         if id(dataset) not in self._packed:
+            self._check_sides(dataset)
             packed = PackedDataset(dataset, prefix_sharing=self.args.prefix_sharing, max_length=self.args.max_length)
             if self.mismatched:
                 packed.partners = mismatched_rows(dataset, self.args.seed)
@@ -41,6 +43,14 @@ class PackLoaders:
                 packed.references = {name: np.asarray(dataset[name], np.float32) for name in REFERENCE_COLUMNS}
             self._packed[id(dataset)] = packed
         return self._packed[id(dataset)]
+
+    def _check_sides(self, dataset: Any) -> None:
+        empty = np.flatnonzero((token_counts(dataset)[1:] == 0).any(axis=0))
+        if len(empty) and not self.mismatched:
+            raise DataError(
+                f"row {empty[0]} of the tokenised data has one response only (so have {len(empty)} in all), which "
+                f"objective: {self.args.objective} cannot compare; take them out, or write objective: kto"
+            )
 
     def train_sampler(self, dataset: Any, accelerator: Accelerator) -> StepSampler:
         """Shuffled optimizer steps."""

@@ -134,6 +134,13 @@ def packed_tokens(pairs: Any, *, prefix_sharing: bool = True) -> np.ndarray:
     Returns:
         [N] int64.
     """
+    prompt, chosen, rejected = token_counts(pairs)
+    repeats = 1 if prefix_sharing else np.where((chosen > 0) & (rejected > 0), 2, 1)
+    return repeats * prompt + chosen + rejected
+
+
+def token_counts(pairs: Any) -> np.ndarray:
+    """[3, N] int64: tokens of prompt, chosen and rejected of each pair of a tokenised dataset."""
     keys = ("prompt_ids", "chosen_ids", "rejected_ids")
     if isinstance(pairs, Dataset):
         tables = pairs.select_columns(list(keys)).with_format("arrow").iter(batch_size=10_000)
@@ -141,8 +148,7 @@ def packed_tokens(pairs: Any, *, prefix_sharing: bool = True) -> np.ndarray:
         columns = np.concatenate(lengths, axis=1) if lengths else np.zeros((3, 0))
     else:
         columns = np.array([[len(pair[key]) for pair in pairs] for key in keys])
-    prompt, chosen, rejected = columns.astype(np.int64)
-    return (1 if prefix_sharing else 2) * prompt + chosen + rejected
+    return columns.astype(np.int64)
 
 
 def _long(parts: Sequence[Any]) -> Tensor:

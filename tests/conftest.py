@@ -35,17 +35,18 @@ def rows(golden: dict[str, Any]) -> Any:
 
 @pytest.fixture
 def make_args(tmp_path: Path) -> Callable[..., Any]:
-    """make_args(**settings) -> SimPOConfig of a short float32 run on the CPU that logs every step."""
-    from simpo import SimPOConfig
+    """make_args(**settings) -> settings of a short float32 run on the CPU that logs every step: SimPO's, or those of
+    the `objective` that is named."""
+    from simpo import PreferenceConfig, SimPOConfig
 
     def make(**settings: Any) -> Any:
         defaults = {
             "output_dir": str(tmp_path / "out"), "total_train_batch_size": 8, "learning_rate": 1e-3,
             "warmup_steps": 0.1, "logging_steps": 1, "save_strategy": "no", "use_cpu": True, "bf16": False,
             "disable_tqdm": True, "optim": "adamw_torch", "weight_decay": 0.0, "max_prompt_length": 800,
-            "max_length": 1024,
+            "max_length": 1024, "reference_cache": str(tmp_path / "references"),
         }  # fmt: skip
-        return SimPOConfig(**defaults | settings)
+        return (PreferenceConfig if "objective" in settings else SimPOConfig)(**defaults | settings)
 
     return make
 

@@ -147,7 +147,7 @@ def test_bf16_default_on_a_device_that_has_it(monkeypatch: pytest.MonkeyPatch) -
         ({"beta": math.nan}, ["beta: nan"]),
         ({"beta": "2"}, ["beta: '2'"]),
         ({"beta": True}, ["beta: True"]),
-        ({"beta": None}, ["beta: None"]),
+        ({"learning_rate": None}, ["learning_rate: None"]),
         ({"gamma_beta_ratio": -0.1}, ["gamma_beta_ratio: -0.1", "0 or more"]),
         ({"sft_weight": -1}, ["sft_weight: -1"]),
         ({"label_smoothing": 0.5}, ["label_smoothing: 0.5", "below 0.5"]),

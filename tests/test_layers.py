@@ -17,9 +17,9 @@ PACKAGE = ROOT / "simpo"
 # From the ground up: a file imports from its own layer or from one below. Folders count as one name.
 LAYERS = (
     {"errors", "losses", "logps", "attention", "flops"},
-    {"batching", "packing", "parity", "metrics"},
-    {"checks", "config", "forward", "model", "settings", "data"},
-    {"trainer", "audit"},
+    {"batching", "packing", "parity", "metrics", "objectives"},
+    {"checks", "config", "forward", "model", "settings", "data", "reference", "loaders"},
+    {"trainer", "initial_policy", "audit"},
     {"run"},
     {"sweep"},
     {"cli"},

@@ -398,11 +398,11 @@ def test_every_setting_has_a_type() -> None:
         ("qwxyzv: 1", ["unknown setting 'qwxyzv'", "docs/configuration.md"]),
         ("beta: high", ["run.yaml:4: beta: high has the wrong type", "write a number"]),
         ("beta: true", ["beta: true has the wrong type", "write a number"]),
-        ("beta:", ["beta: null has the wrong type", "write a number"]),
+        ("learning_rate:", ["learning_rate: null has the wrong type", "write a number"]),
         ("max_length: 10.5", ["max_length: 10.5", "a whole number"]),
         ("max_length: true", ["max_length: true", "a whole number"]),
         ("bf16: 2", ["bf16: 2", "true or false"]),
-        ("loss_type: ipo", ["loss_type: ipo", "one of sigmoid, hinge"]),
+        ("loss_type: ipo", ["loss_type: ipo", "sigmoid or hinge"]),
         ("eval_strategy: step", ["eval_strategy: step", "one of no, steps, epoch"]),
         ("lr_scheduler_type: cosin", ["lr_scheduler_type: cosin", "cosine"]),
         ("optim: adamw", ["optim: adamw is unknown", "adamw_torch"]),
@@ -438,7 +438,7 @@ def test_refusals(refusal: Callable[..., str], text: str, parts: list[str]) -> N
 
 
 def test_an_override_is_named_as_such(refusal: Callable[..., str]) -> None:
-    assert refusal("", "--beta=high") == "command line: --beta: high has the wrong type: write a number"
+    assert refusal("", "--beta=high") == "command line: --beta: high has the wrong type: write a number, or null"
     assert refusal("", "--bta=2").startswith("command line: unknown setting 'bta'; did you mean 'beta'?")
 
 
@@ -485,7 +485,7 @@ def test_text_is_checked_before_any_device(write: Callable[..., Path], monkeypat
     def built(*_: Any, **__: Any) -> None:
         raise AssertionError("SimPOConfig was built")
 
-    monkeypatch.setattr("simpo.settings.resolve.SimPOConfig.__init__", built)
+    monkeypatch.setattr("simpo.settings.resolve.PreferenceConfig.__init__", built)
     check_settings(write("beta: 3\n"))
     for text in ("beta: -1\n", "bta: 1\n", "beta: x\n", "max_prompt_length: 4096\n", "eval_dataset_mixer: {}\n"):
         with pytest.raises(ConfigError):

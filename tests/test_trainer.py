@@ -140,8 +140,8 @@ def test_an_objective_of_ones_own(rows, tiny_dir, make_args) -> None:
     trainer = PreferenceTrainer(tiny_dir, make_args(max_steps=1), rows, objective=unlikely)
     trainer.train()
     assert _logs(trainer)[0]["loss"] < 0
-    with pytest.raises(ConfigError, match="objective"):
-        PreferenceTrainer(tiny_dir, make_args(), rows)
+    with pytest.raises(ConfigError, match="use PreferenceTrainer"):
+        SimPOTrainer(tiny_dir, make_args(objective="dpo"), rows)
 
 
 def test_a_list_of_rows_is_a_dataset(golden, tiny_dir, make_args) -> None:

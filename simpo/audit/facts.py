@@ -112,8 +112,9 @@ def _facts_of(table: Any, frame: Frame) -> TokenFacts:
         rejected=rejected.lengths,
         leading_bos=leading,
         later_bos=np.zeros_like(leading) if bos in frame.ends else everywhere - leading,
-        chosen_ended=np.isin(chosen.at(-1), ends),
-        rejected_ended=np.isin(rejected.at(-1), ends),
+        # a row of one response has nothing to end on its other side
+        chosen_ended=np.isin(chosen.at(-1), ends) | (chosen.lengths == 0),
+        rejected_ended=np.isin(rejected.at(-1), ends) | (rejected.lengths == 0),
         chosen_special=_answer_specials(chosen, special[1], ends, *around),
         rejected_special=_answer_specials(rejected, special[2], ends, *around),
         openings=_total(side.count_run(frame.opening_ids, frame.header) for side in (chosen, rejected)),

@@ -103,11 +103,16 @@ def set_statistics(facts: TokenFacts, pairs_per_batch: int, seed: int = 0) -> Se
     return SetStatistics(
         pairs=len(facts.prompt),
         prompt=_lengths(facts.prompt),
-        chosen=_lengths(facts.chosen),
-        rejected=_lengths(facts.rejected),
+        chosen=_lengths(_present(facts.chosen)),
+        rejected=_lengths(_present(facts.rejected)),
         bias=length_bias(facts.chosen, facts.rejected),
         epoch=epoch_tokens(facts.prompt, facts.chosen, facts.rejected, pairs_per_batch, seed),
     )
+
+
+def _present(lengths: np.ndarray) -> np.ndarray:
+    """Without the sides that rows of one response do not have."""
+    return lengths[lengths > 0] if (lengths > 0).any() else np.zeros(1, dtype=np.int64)
 
 
 def _lengths(values: np.ndarray) -> Lengths:
@@ -150,7 +155,9 @@ def _nice(width: float) -> int:
 
 
 def length_bias(chosen: np.ndarray, rejected: np.ndarray) -> LengthBias:
-    """Length against preference, from lengths in tokens [N]."""
+    """Length against preference, from lengths in tokens [N]; of rows with two responses, if there are any."""
+    paired = (chosen > 0) & (rejected > 0)
+    chosen, rejected = (chosen[paired], rejected[paired]) if paired.any() else (np.zeros(1), np.zeros(1))
     difference = chosen - rejected
     both = np.concatenate([chosen, rejected]).astype(np.float64)
     spread = float(both.std())

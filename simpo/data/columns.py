@@ -11,6 +11,7 @@ from simpo.data.files import invalid_row
 from simpo.data.schema import RAW_COLUMNS, TEMPLATE_COLUMNS, TOKEN_COLUMNS, check_columns
 from simpo.data.token_ids import check_token_ids
 from simpo.data.tokenize import is_tokenized
+from simpo.data.unpaired import as_pairs
 from simpo.errors import DataError
 
 _IDS = List(Value("int64"))
@@ -34,6 +35,7 @@ def take_columns(data: Dataset, where: str, names: Mapping[str, str] | None = No
         data = data.select_columns(list(TOKEN_COLUMNS))
         check_token_ids(data, where)
         return data
+    data = as_pairs(data, where)
     check_columns(data.features, where)
     data = data.select_columns([column for column in (*RAW_COLUMNS, *TEMPLATE_COLUMNS) if column in data.features])
     row = invalid_row(data)

@@ -124,6 +124,7 @@ class Encoder:
     def _finish(self, pair: Pair, result: TokenPair | str) -> TokenPair | str:
         if isinstance(result, str):
             return result
+        result.only = pair.only
         limits = self.options.max_length, self.options.max_prompt_length
         if self.options.truncation == "drop":
             return result.drop_cause() or (TOO_LONG if result.length > self.options.max_length else result)

@@ -7,6 +7,7 @@ Formats (those of TRL):
     UltraFeedback     conversations with the prompt repeated as a text beside them; the conversations win
 Beside messages a row may hold what its chat template is given: `tools` (a list of JSON schemas) and
 `chat_template_kwargs` (a mapping), each as it is or as JSON text. Other columns are ignored.
+A row of one response (the unpaired format, see `simpo.data.unpaired`) has null on its other side.
 A row that cannot be trained on becomes a cause (one of `DROP_CAUSES`), never an error.
 """
 
@@ -21,6 +22,7 @@ from simpo.errors import DataError
 
 Message = dict[str, Any]
 Content = str | list[Message]
+Side = Literal["chosen", "rejected"]
 
 RAW_COLUMNS = ("prompt", "chosen", "rejected")
 TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
@@ -44,7 +46,7 @@ EQUAL_AFTER_CUT = "responses equal once truncated"
 PROMPT_DIFFERS = "prompt differs between sides"
 
 DROP_CAUSES: dict[str, str] = {
-    MISSING_FIELD: "fill both columns in these rows",
+    MISSING_FIELD: "fill both columns in these rows; rows of one response need objective: kto",
     NO_PROMPT: "give each row a prompt, or whole conversations that start with the same user turn on both sides",
     MALFORMED: 'write every message as {"role": ..., "content": text}, and all three columns of a row in one form',
     MALFORMED_TOOLS: "write tools as a list of JSON schemas and chat_template_kwargs as a mapping, or their JSON text",
@@ -86,12 +88,14 @@ class Pair:
     """One preference: either three texts, or a list of messages and two answers of one assistant message each.
 
     `arguments` is what the chat template is given beside messages: `tools`, and what `chat_template_kwargs` holds.
+    `only` names the side of a row that has one response; the other side is the same then.
     """
 
     prompt: Content
     chosen: Content
     rejected: Content
     arguments: dict[str, Any] = field(default_factory=dict)
+    only: Side | None = None
 
     @property
     def is_text(self) -> bool:
@@ -106,17 +110,20 @@ class Pair:
         return cast(tuple[list[Message], list[Message], list[Message]], (self.prompt, self.chosen, self.rejected))
 
 
-def normalise(row: Mapping[str, Any]) -> Pair | str:
+def normalise(row: Mapping[str, Any], *, unpaired: bool = False) -> Pair | str:
     """Bring one row to a `Pair`.
 
     Args:
         row: the columns of one row; all but `chosen` and `rejected` may be absent or None.
+        unpaired: one of `chosen` and `rejected` may be None too.
 
     Returns:
         The pair, or the cause for which the row cannot be trained on (a key of `DROP_CAUSES`).
     """
     prompt, chosen, rejected = (row.get(column) for column in RAW_COLUMNS)
     if chosen is None or rejected is None:
+        if unpaired and (chosen is not None or rejected is not None):
+            return _normalise_unpaired(row, "rejected" if chosen is None else "chosen")
         return MISSING_FIELD
     if isinstance(chosen, str) and isinstance(rejected, str):
         return _normalise_text(prompt, chosen, rejected)
@@ -147,6 +154,23 @@ def normalise(row: Mapping[str, Any]) -> Pair | str:
         return replace(pair, arguments=template_arguments(*columns))
     except (ValueError, RecursionError):
         return MALFORMED_TOOLS
+
+
+def _normalise_unpaired(row: Mapping[str, Any], side: Side) -> Pair | str:
+    """A row of one response: checked as a pair with any other answer, then given its own on both sides."""
+    response = row[side]
+    if isinstance(response, str):
+        other: Any = response + "."
+    elif isinstance(response, Sequence) and response and isinstance(response[-1], dict):
+        other = [*response[:-1], {"role": "assistant", "content": f"{response[-1].get('content') or ''}."}]
+    else:
+        return MALFORMED if response else EMPTY_RESPONSE
+    sides = {"chosen": response, "rejected": other} if side == "chosen" else {"chosen": other, "rejected": response}
+    pair = normalise({**row, **sides})
+    if isinstance(pair, str):
+        return pair
+    answer = getattr(pair, side)
+    return replace(pair, chosen=answer, rejected=answer, only=side)
 
 
 def _normalise_text(prompt: Any, chosen: str, rejected: str) -> Pair | str:

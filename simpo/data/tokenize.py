@@ -27,7 +27,9 @@ from simpo.data.schema import (
     normalise,
 )
 from simpo.data.truncate import TRUNCATION_CAUSES, TokenPair
+from simpo.data.unpaired import as_pairs
 from simpo.errors import ConfigError, DataError
+from simpo.objectives import OBJECTIVES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
     from simpo.config import PreferenceConfig
 
 _EXAMPLES = 5
-_SOURCES = ("schema.py", "chat.py", "ids.py", "encode.py", "truncate.py", "tokenize.py")
+_SOURCES = ("schema.py", "unpaired.py", "chat.py", "ids.py", "encode.py", "truncate.py", "tokenize.py")
 _IDS = List(Value("int32"))
 _FEATURES = Features(
     {
@@ -58,6 +60,7 @@ class TokenizeOptions:
             max_length - 1.
         add_empty_system: put an empty system turn before conversations without one, where the template takes them.
         truncation: `cut` what does not fit into max_length, or `drop` the whole pair and cut nothing.
+        unpaired: rows of one response are kept, with no token ids on the other side.
 
     Raises:
         ConfigError: a value is out of bounds.
@@ -68,6 +71,7 @@ class TokenizeOptions:
     max_prompt_length: int = 512
     add_empty_system: bool = False
     truncation: Literal["cut", "drop"] = "cut"
+    unpaired: bool = False
 
     def __post_init__(self) -> None:
         if self.tokenization not in ("standard", "paper"):
@@ -162,6 +166,7 @@ def tokenize_pairs(
     """
     if not isinstance(dataset, Dataset):
         raise DataError(f"{desc}: {type(dataset).__name__} is not supported; pass a datasets.Dataset (not streaming)")
+    dataset = as_pairs(dataset, desc)
     check_columns(dataset.features, desc)
     if not len(dataset):
         raise DataError(f"{desc}: the data set has no rows")
@@ -212,12 +217,16 @@ def tokenized(dataset: Any, tokenizer: Any, args: PreferenceConfig, name: str) -
         max_prompt_length=args.max_prompt_length,
         add_empty_system=args.add_empty_system,
         truncation=args.truncation,
+        unpaired=OBJECTIVES[args.objective].kl,
     )
     return tokenize_pairs(dataset, tokenizer, options, num_proc=args.dataset_num_proc, desc=name)
 
 
 def _tokenize_batch(batch: Mapping[str, list[Any]], indices: list[int], encoder: Encoder) -> dict[str, list[Any]]:
-    results: list[Any] = [normalise(dict(zip(batch, row, strict=True))) for row in zip(*batch.values(), strict=True)]
+    results: list[Any] = [
+        normalise(dict(zip(batch, row, strict=True)), unpaired=encoder.options.unpaired)
+        for row in zip(*batch.values(), strict=True)
+    ]
     at = [index for index, result in enumerate(results) if isinstance(result, Pair)]
     for index, result in zip(at, encoder([results[index] for index in at]), strict=True):
         results[index] = result

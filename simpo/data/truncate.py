@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from simpo.data.schema import EMPTY_RESPONSE, EQUAL, EQUAL_AFTER_CUT
+from simpo.data.schema import EMPTY_RESPONSE, EQUAL, EQUAL_AFTER_CUT, Side
 
 TURNS_CUT = "oldest turns left out"
 PROMPT_CUT = "prompt shortened"
@@ -27,13 +27,18 @@ class TokenPair:
 
     Args:
         prompt, chosen, rejected: token ids; the prompt is shared by both sides.
+
+    Attributes:
+        cuts: what was cut (keys of `TRUNCATION_CAUSES`).
+        only: the side of a row that has one response. The other, the same until then, is emptied by `drop_cause`.
     """
 
-    __slots__ = ("chosen", "cuts", "prompt", "rejected")
+    __slots__ = ("chosen", "cuts", "only", "prompt", "rejected")
 
     def __init__(self, prompt: list[int], chosen: list[int], rejected: list[int]) -> None:
         self.prompt, self.chosen, self.rejected = prompt, chosen, rejected
         self.cuts: list[str] = []
+        self.only: Side | None = None
 
     @property
     def length(self) -> int:
@@ -44,9 +49,16 @@ class TokenPair:
         """Why this pair cannot be trained on, if so; an empty side would be 0/0 in the length-normalised reward."""
         if not self.prompt or not self.chosen or not self.rejected:
             return EMPTY_RESPONSE
+        if self.only is not None:
+            self._empty("rejected" if self.only == "chosen" else "chosen")
+            return None
         if self.chosen == self.rejected:
             return EQUAL_AFTER_CUT if CHOSEN_CUT in self.cuts or REJECTED_CUT in self.cuts else EQUAL
         return None
+
+    def _empty(self, side: Side) -> None:
+        setattr(self, side, [])
+        self.cuts = [cut for cut in self.cuts if cut != (CHOSEN_CUT if side == "chosen" else REJECTED_CUT)]
 
 
 def truncate_standard(

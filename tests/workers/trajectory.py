@@ -1,6 +1,6 @@
 """Train a tiny model for 12 steps under whatever engine launched this file; rank 0 writes losses and the engine's name.
 
-Usage: trajectory.py OUT.json KEY=VALUE ...   (settings of SimPOConfig as JSON values)
+Usage: trajectory.py OUT.json KEY=VALUE ...   (settings of PreferenceConfig as JSON values, or objectives=[...] for a short run of each)
 """
 
 import json
@@ -14,7 +14,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 from transformers import LlamaConfig, LlamaForCausalLM, set_seed
 
-from simpo import SimPOConfig, SimPOTrainer, batching
+from simpo import PreferenceConfig, PreferenceTrainer, batching
 
 KEYS = ("prompt_ids", "chosen_ids", "rejected_ids")
 
@@ -31,7 +31,7 @@ def pairs(count: int) -> Dataset:
     )
 
 
-def engine_of(trainer: SimPOTrainer) -> str:
+def engine_of(trainer: PreferenceTrainer) -> str:
     """What really drives the run, read from the wrapped model rather than from the settings."""
     accelerator, wrapped = trainer.accelerator, trainer.model_wrapped
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
