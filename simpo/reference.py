@@ -239,7 +239,7 @@ def _check_few(
     exact: bool,
 ) -> None:
     """Compute a few pairs again: whatever the key missed, numbers of another model are not used."""
-    few = range(min(_PROBES, len(packed)))
+    few = range(min(_PROBES, len(cached["ref_chosen"])))
     fresh = compute(few)
     for side in ("chosen", "rejected"):
         tokens = np.array([len(packed.pairs[row][f"{side}_ids"]) for row in few])

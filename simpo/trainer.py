@@ -448,7 +448,7 @@ class PreferenceTrainer(Trainer):
         self._eval_results = PairResults()
         output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
         results = self._eval_results.gather(self.accelerator)
-        means = {name: float(_mean_of(name, values)) for name, values in results.items()}
+        means = _means_of(results)
         if self.args.sft_weight:
             tokens = results["lengths/chosen"]
             nll = -float((results["logps/chosen"] * tokens).sum() / tokens.sum())
@@ -491,9 +491,10 @@ class SimPOTrainer(PreferenceTrainer):
         super().__init__(model, args, *more, **named)
 
 
-def _mean_of(name: str, values: np.ndarray) -> np.floating[Any]:
-    """Numbers that an unpaired row does not have are left out; a loss is never."""
-    return values.mean() if name == "loss" or not np.isnan(values).any() else np.nanmean(values)
+def _means_of(results: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Means over pairs. Numbers that rows of one response do not have are left out; a loss never is."""
+    present = {name: values if name == "loss" else values[~np.isnan(values)] for name, values in results.items()}
+    return {name: float(values.mean()) for name, values in present.items() if len(values)}
 
 
 def _hub_options(args: PreferenceConfig) -> dict[str, Any]:

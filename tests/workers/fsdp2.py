@@ -4,6 +4,7 @@ Usage: fsdp2.py OUT.json; the report holds the largest differences for each vari
 """
 
 import json
+import math
 import os
 import sys
 from functools import partial
@@ -18,8 +19,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from simpo.forward import install_packed_forward
 from simpo.logps import response_logps
-from simpo.losses import PairLogps, simpo_loss, step_loss
+from simpo.losses import PairLogps, step_loss
 from simpo.model import float32_results
+from simpo.objectives import OBJECTIVES
 from simpo.packing import pack_pairs
 from simpo.parity import MODEL_INPUTS as INPUTS
 
@@ -36,13 +38,16 @@ def make_model(tied: bool) -> LlamaForCausalLM:
     return install_packed_forward(model)
 
 
-def backward(model, rows, total_pairs: int, world: int) -> torch.Tensor:
-    """One share of a step of `total_pairs` pairs, scaled for engines that average gradients."""
+def backward(model, rows, total_pairs: int, world: int, objective: str = "simpo") -> torch.Tensor:
+    """One share of a step of `total_pairs` pairs, scaled for engines that average gradients. The initial policy gives
+    every token 1/120, as a uniform one would."""
     pack = pack_pairs(rows)
     lengths = torch.stack((pack["chosen_lengths"], pack["rejected_lengths"]), dim=1)
     sums = response_logps(model(**{key: pack[key] for key in INPUTS}), lengths.flatten())
     chosen, rejected = sums.view(-1, 2).unbind(1)
-    results = simpo_loss(PairLogps(chosen, rejected, *lengths.unbind(1)), beta=2.0, gamma_beta_ratio=0.5)
+    uniform = -math.log(120) * lengths
+    logps = PairLogps(chosen, rejected, *lengths.unbind(1), *uniform.unbind(1), torch.tensor(0.5))
+    results = OBJECTIVES[objective].bind({})(logps)
     share = step_loss(
         results.losses,
         chosen,
@@ -55,7 +60,7 @@ def backward(model, rows, total_pairs: int, world: int) -> torch.Tensor:
     return sums.detach()
 
 
-def check(rows, *, tied: bool, head_unit: bool, accumulate: bool) -> dict[str, object]:
+def check(rows, *, tied: bool, head_unit: bool, accumulate: bool, objective: str = "simpo") -> dict[str, object]:
     """Shard, run this rank's half of the rows, compare with the whole step on the unsharded model."""
     rank, world = dist.get_rank(), dist.get_world_size()
     mesh = init_device_mesh("cpu", (world,))
@@ -66,10 +71,10 @@ def check(rows, *, tied: bool, head_unit: bool, accumulate: bool) -> dict[str, o
     if head_unit:
         shard(model.lm_head)
     shard(model)
-    expected = backward(reference, rows, len(rows), 1)
+    expected = backward(reference, rows, len(rows), 1, objective)
     mine = rows[rank::world]
     cuts = [mine[: len(mine) // 2], mine[len(mine) // 2 :]] if accumulate else [mine]
-    sums = torch.cat([backward(model, cut, len(rows), world) for cut in cuts])
+    sums = torch.cat([backward(model, cut, len(rows), world, objective) for cut in cuts])
     gradients = dict(reference.named_parameters())
     worst = 0.0
     for name, parameter in model.named_parameters():
@@ -115,6 +120,8 @@ def main() -> None:
         for tied, head_unit in ((False, False), (False, True), (True, False))
         for accumulate in (False, True)
     }
+    for name in OBJECTIVES:
+        report[name] = check(rows, tied=True, head_unit=False, accumulate=True, objective=name)
     report["bf16"] = check_rounding(rows)
     reports: list = [None] * dist.get_world_size()
     dist.all_gather_object(reports, report)

@@ -1,6 +1,6 @@
 """Train a tiny model for 12 steps under whatever engine launched this file; rank 0 writes losses and the engine's name.
 
-Usage: trajectory.py OUT.json KEY=VALUE ...   (settings of PreferenceConfig as JSON values, or objectives=[...] for a short run of each)
+Usage: trajectory.py OUT.json KEY=VALUE ...   (settings of PreferenceConfig as JSON values)
 """
 
 import json
@@ -63,14 +63,14 @@ def main() -> None:
     if options.pop("as_drawn", False):
         batching.plan_step = as_drawn
     set_seed(1)
-    args = SimPOConfig(**options)
+    args = PreferenceConfig(**options)
     set_seed(2)
     shape = {"vocab_size": 120, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
     model = LlamaForCausalLM(
         LlamaConfig(**shape, num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True)
     )
     tokenizer = tokenizer_stub()
-    trainer = SimPOTrainer(model, args, pairs(43), pairs(7), processing_class=tokenizer)
+    trainer = PreferenceTrainer(model, args, pairs(43), pairs(7), processing_class=tokenizer)
     if evaluate_first:
         trainer.evaluate()
         trainer.state.log_history.clear()
