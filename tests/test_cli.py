@@ -1,5 +1,6 @@
 """The command line: speed, the division of words, errors, launching, and the script of the published launch line."""
 
+import argparse
 import os
 import subprocess
 import sys
@@ -13,6 +14,8 @@ import yaml
 
 import simpo
 from simpo import cli
+from simpo.cli import launch, train
+from simpo.cli.words import split_overrides
 from simpo.errors import ConfigError, DataError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -106,10 +109,24 @@ def test_wrong_usage(words: tuple[str, ...], capsys: pytest.CaptureFixture[str])
         ),
         ("a.yaml --resume_from_checkpoint --beta=1", ["a.yaml", "--resume_from_checkpoint=true"], ["--beta=1"]),
         ("a.yaml -h", ["a.yaml", "-h"], []),
+        ("--help a.yaml", ["--help", "a.yaml"], []),
     ],
 )
 def test_words_are_divided(words: str, own: list[str], overrides: list[str]) -> None:
-    assert cli.split_overrides(words.split(), cli._TRAIN_FLAGS) == (own, overrides)
+    assert split_overrides(words.split(), train.FLAGS) == (own, overrides)
+
+
+@pytest.mark.parametrize("name", cli.VERBS)
+def test_words_are_divided_as_they_are_parsed(name: str) -> None:
+    """FLAGS say of every option of the verb's parser, and of no other, whether it takes a value."""
+    parser = argparse.ArgumentParser()
+    verbs = parser.add_subparsers()
+    cli.VERBS[name].add(verbs)
+    assert list(verbs.choices) == [name] and verbs.choices[name].get_default("run") == cli.VERBS[name].run
+    options = {option: action for action in verbs.choices[name]._actions for option in action.option_strings}
+    takes_a_value = {option: action.nargs != 0 for option, action in options.items()}
+    flags = {option: flag.value != "none" for option, flag in cli.VERBS[name].FLAGS.items()}
+    assert flags | {"-h": False, "--help": False} == takes_a_value
 
 
 def test_train_passes_settings_on(config: str, calls: Calls) -> None:
@@ -182,10 +199,10 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with one file for every name, and a package without any."""
     folder = tmp_path / "accelerate_configs"
     folder.mkdir()
-    for name in cli.LAUNCH_CONFIGS.values():
+    for name in launch.LAUNCH_CONFIGS.values():
         (folder / name).write_text("num_processes: 1\n")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "__file__", str(tmp_path / "site-packages" / "simpo" / "cli.py"))
+    monkeypatch.setattr(launch, "__file__", str(tmp_path / "site-packages" / "simpo" / "cli" / "launch.py"))
     return folder
 
 
@@ -208,35 +225,35 @@ def test_settings_are_checked_before_launching(
     assert "unknown setting 'bta'" in capsys.readouterr().err and launched == []
 
 
-@pytest.mark.parametrize("name", cli.LAUNCH_CONFIGS)
+@pytest.mark.parametrize("name", launch.LAUNCH_CONFIGS)
 def test_launch_names(name: str, checkout: Path) -> None:
-    assert cli.launch_config(name) == checkout / cli.LAUNCH_CONFIGS[name]
+    assert launch.launch_config(name) == checkout / launch.LAUNCH_CONFIGS[name]
 
 
-@pytest.mark.parametrize("name", cli.LAUNCH_CONFIGS)
+@pytest.mark.parametrize("name", launch.LAUNCH_CONFIGS)
 def test_launch_files_of_the_checkout(name: str) -> None:
-    path = cli.launch_config(name)
-    assert path == ROOT / "accelerate_configs" / cli.LAUNCH_CONFIGS[name]
+    path = launch.launch_config(name)
+    assert path == ROOT / "accelerate_configs" / launch.LAUNCH_CONFIGS[name]
     assert "distributed_type" in yaml.safe_load(path.read_text())
 
 
 def test_launch_path_is_taken_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("num_processes: 1\n")
-    assert cli.launch_config(str(path)) == path
+    assert launch.launch_config(str(path)) == path
 
 
 def test_unknown_launch_name() -> None:
     with pytest.raises(ConfigError) as caught:
-        cli.launch_config("zero9")
+        launch.launch_config("zero9")
     assert "--accelerate zero9" in str(caught.value) and "zero2, zero3, zero3_two_nodes, fsdp2" in str(caught.value)
 
 
 def test_launch_files_outside_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "__file__", str(tmp_path / "site-packages" / "simpo" / "cli.py"))
+    monkeypatch.setattr(launch, "__file__", str(tmp_path / "site-packages" / "simpo" / "cli" / "launch.py"))
     with pytest.raises(ConfigError, match=r"deepspeed_zero3\.yaml was not found in .*run from a checkout"):
-        cli.launch_config("zero3")
+        launch.launch_config("zero3")
 
 
 def test_launch_contradictions(

@@ -17,6 +17,9 @@ import pytest
 import yaml
 
 from simpo import cli
+from simpo.cli.inspection import source_overrides
+from simpo.cli.launch import launch_config
+from simpo.cli.words import split_overrides
 from simpo.errors import ConfigError, ModelError
 from simpo.run.sft.settings import check_sft_settings, sft_field_types
 from simpo.settings import check_settings, read_settings
@@ -139,15 +142,15 @@ def check_accelerate(words: list[str], tmp_path: Path) -> None:
 
 
 def check_simpo(words: list[str], tmp_path: Path) -> None:
-    own, overrides = cli.split_overrides(words[1:], cli._FLAGS[words[0]])
+    own, overrides = split_overrides(words[1:], cli.VERBS[words[0]].FLAGS)
     args = cli._parser().parse_args([words[0], *own])
     if words[0] == "sweep":
         check_candidates(read_space(args.space), args.configs, [*overrides, "--use_cpu=true"])
         return
     if words[0] == "inspect":
-        overrides += cli.source_overrides(args)
+        overrides += source_overrides(args)
     elif args.accelerate is not None:
-        assert cli.launch_config(args.accelerate).is_file()
+        assert launch_config(args.accelerate).is_file()
     files = []
     for config in args.configs:
         if config in INVENTED:
@@ -326,9 +329,9 @@ def test_launch_names_exist() -> None:
     text = (ROOT / "README.md").read_text()
     (names,) = re.findall(r"`--accelerate` takes (.*?), or a file", text, re.DOTALL)
     for name in re.findall(r"`(\w+)`", names):
-        assert cli.launch_config(name).is_file()
+        assert launch_config(name).is_file()
     with pytest.raises(ConfigError):
-        cli.launch_config("zero1")
+        launch_config("zero1")
 
 
 def test_the_pack_is_drawn_as_it_is() -> None:

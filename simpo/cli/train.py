@@ -1,0 +1,58 @@
+"""`simpo train CONFIG`: one run from settings to a finished folder."""
+
+import argparse
+
+from simpo.cli.launch import launches, relaunch
+from simpo.cli.run_options import RUN_FLAGS, add_run_options, resume_from, run_words
+from simpo.cli.words import Flag, Verbs, add_verb
+
+HELP = """\
+Train a model from one flat YAML file of settings, or several of which a later one wins.
+
+Every setting can be overridden as --key=value, for instance:
+  simpo train training_configs/llama-3-8b-instruct-simpo-v2.yaml --learning_rate=8e-7 --output_dir=outputs/try-2
+"""
+
+FLAGS = RUN_FLAGS | {"--no-audit": Flag("none")}
+
+
+def add(verbs: Verbs) -> None:
+    """Its parser."""
+    parser = add_verb(
+        verbs,
+        "train",
+        run,
+        summary="train a model from a YAML file of settings",
+        description=HELP,
+        epilog="Settings are described in docs/configuration.md.",
+        usage="simpo train CONFIG [CONFIG ...] [options] [--key=value ...]",
+    )
+    add_run_options(parser)
+    parser.add_argument(
+        "--no-audit", action="store_true", help="skip the checks of `simpo inspect` on a sample of the data"
+    )
+
+
+def run(args: argparse.Namespace, overrides: list[str]) -> None:
+    """Train, or hand over to the launcher."""
+    if launches(args):
+        from simpo.settings import check_settings
+
+        relaunch("train", args, overrides, check_settings, run_words(args) + ["--no-audit"] * args.no_audit)
+        return
+    from simpo.settings import read_settings
+
+    settings = read_settings(args.configs, overrides)
+    resume = resume_from(args.resume_from_checkpoint)
+    if resume is None:
+        resume = settings.training.resume_from_checkpoint
+
+    from simpo.run import run_training
+
+    run_training(
+        settings,
+        dry_run=args.dry_run,
+        overwrite=args.overwrite,
+        resume_from_checkpoint=resume,
+        audit=not args.no_audit,
+    )
