@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +20,6 @@ from simpo.reference import ReferenceCache, cache_key, fill_references
 
 if TYPE_CHECKING:
     from simpo.trainer import PreferenceTrainer
-
-logger = logging.getLogger(__name__)
-
 
 class InitialPolicy:
     """Gives the data sets of a trainer their reference log-probs.
@@ -55,7 +51,8 @@ class InitialPolicy:
             mismatched=None if packed.partners is None else {"seed": args.seed, "max_length": args.max_length},
         )
         cache = ReferenceCache(args.reference_cache, key)
-        logger.info("log-probs of the initial policy on %s, %d pairs: %s", name, len(packed), cache.path)
+        if self.trainer.is_world_process_zero():
+            print(f"Log-probs of the initial policy on {name}, {len(packed):,} pairs, kept in {cache.path}", flush=True)
         initial = self.fresh_adapter or self.trainer.state.global_step == 0
         fill_references(
             packed,
