@@ -125,8 +125,8 @@ def simpo_loss(
     return PairLosses(losses, beta * chosen.detach(), beta * rejected.detach())  # eq. 4
 
 
-# Exponents beyond this make rewards that float32 cannot hold; the gradient vanishes there.
-_LARGEST_EXPONENT = 60.0
+# Exponents beyond this make gradients whose norm float32 cannot hold; the gradient vanishes there.
+_LARGEST_EXPONENT = 30.0
 
 
 def alphapo_loss(
@@ -179,6 +179,9 @@ def dpo_loss(
         gamma_beta_ratio: target margin divided by beta, >= 0.
         label_smoothing: probability that a label is flipped, in [0, 0.5).
         length_normalization: divide each log-ratio by |y|.
+
+    Raises:
+        ValueError: the log-probs of the initial policy are missing.
     """
     chosen, rejected = log_ratios(logps)
     if length_normalization:
@@ -199,6 +202,9 @@ def ipo_loss(logps: PairLogps, *, tau: float = 0.1, length_normalization: bool =
         logps: sums of B pairs, also under the initial policy.
         tau: strength of the regularisation, > 0.
         length_normalization: divide each log-ratio by |y|, as TRL does.
+
+    Raises:
+        ValueError: the log-probs of the initial policy are missing.
     """
     chosen, rejected = log_ratios(logps)
     if length_normalization:
@@ -208,7 +214,7 @@ def ipo_loss(logps: PairLogps, *, tau: float = 0.1, length_normalization: bool =
 
 
 def rdpo_loss(logps: PairLogps, *, beta: float = 0.1, length_penalty: float = 0.05) -> PairLosses:
-    """R-DPO: DPO whose implicit reward pays for each token of a response.
+    """R-DPO: DPO whose reward charges for each token, so that a preference for the longer response teaches less.
 
         loss = -log sigmoid(beta log pi(w) / ref(w) - beta log pi(l) / ref(l) + alpha (|w| - |l|))
 
@@ -218,6 +224,9 @@ def rdpo_loss(logps: PairLogps, *, beta: float = 0.1, length_penalty: float = 0.
         logps: sums and lengths of B pairs, also under the initial policy.
         beta: strength of the KL constraint, > 0.
         length_penalty: what a token costs, >= 0.
+
+    Raises:
+        ValueError: the log-probs of the initial policy are missing.
     """
     chosen, rejected = log_ratios(logps)
     longer = logps.chosen_lengths - logps.rejected_lengths
@@ -312,8 +321,9 @@ def kto_loss(
         desirable:   lambda_w (1 - sigmoid(beta (r(w) - kl)))
         undesirable: lambda_l (1 - sigmoid(beta (kl - r(l))))
 
-    Source: KTO (arXiv 2402.01306), equation 8; SimPO's table 3 leaves the constants out. A row's loss is the mean over
-    the responses that it has, so rows of one response and rows of two can be mixed.
+    Source: KTO (arXiv 2402.01306), equation 8; SimPO's table 3 leaves the constants out and sums over a pair. A row's
+    loss is the mean over the responses that it has, so rows of one response and rows of two can be mixed; each row,
+    not each response, then counts the same.
 
     Args:
         logps: sums and lengths of B rows, also under the initial policy, and `kl`. A length of 0: no such response.
@@ -321,7 +331,7 @@ def kto_loss(
         desirable_weight, undesirable_weight: lambda_w and lambda_l, >= 0.
 
     Raises:
-        ValueError: `kl` is missing.
+        ValueError: `kl` or the log-probs of the initial policy are missing.
     """
     if logps.kl is None:
         raise ValueError("KTO needs kl, the estimate of KL(pi || ref)")
