@@ -21,6 +21,7 @@ from simpo.reference import ReferenceCache, cache_key, fill_references
 if TYPE_CHECKING:
     from simpo.trainer import PreferenceTrainer
 
+
 class InitialPolicy:
     """Gives the data sets of a trainer their reference log-probs.
 
@@ -71,10 +72,10 @@ class InitialPolicy:
         return {name: values.astype(np.float32) for name, values in found.items()}
 
     def _log_probs(self, model: nn.Module, pack: PackedBatch) -> dict[str, Tensor]:
-        chosen, rejected = self.trainer.response_logps(model, pack)
+        chosen, rejected = self.trainer.scorer.response_logps(model, pack)
         found = {"ref_chosen": chosen, "ref_rejected": rejected}
         if "mismatched" in pack:
-            found["ref_mismatched"] = self.trainer.response_logps(model, pack["mismatched"])[0]
+            found["ref_mismatched"] = self.trainer.scorer.response_logps(model, pack["mismatched"])[0]
         return found
 
 

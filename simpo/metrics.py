@@ -126,3 +126,22 @@ class PairResults:
         table = table[table[:, -2] > 0]
         table = table[np.argsort(table[:, -1], kind="stable")]
         return dict(zip(self._names, table[:, :-2].T, strict=True))
+
+
+def evaluation_means(results: Mapping[str, np.ndarray], *, sft_weight: float = 0.0) -> dict[str, float]:
+    """Means over the pairs of a data set, as they are logged.
+
+    Numbers that rows of one response do not have are left out; a loss never is. With `sft_weight`, `loss` holds the
+    chosen responses' mean token negative log-likelihood too, and `preference_loss` is the loss without it.
+
+    Args:
+        results: [N] for each metric, from `PairResults.gather`.
+        sft_weight: as in `simpo.losses.step_loss`.
+    """
+    present = {name: values if name == "loss" else values[~np.isnan(values)] for name, values in results.items()}
+    means = {name: float(values.mean()) for name, values in present.items() if len(values)}
+    if sft_weight:
+        tokens = np.nan_to_num(results["lengths/chosen"])
+        nll = -float((np.nan_to_num(results["logps/chosen"]) * tokens).sum() / max(tokens.sum(), 1))
+        means["preference_loss"], means["loss"] = means["loss"], means["loss"] + sft_weight * nll
+    return means

@@ -72,13 +72,14 @@ def pack_pairs(
                 f"pair {number} of the micro-batch has {p} prompt, {c} chosen and {r} rejected tokens; the prompt must "
                 "have at least one, and so must a response. Drop the row from the tokenised dataset"
             )
-        if not r:  # nothing follows the chosen response
-            segments.append(Segment(start, start + p + c, start, start))
-            ids += [prompt, chosen]
-            positions.append(np.arange(p + c))
-            sources.append(np.arange(start + p - 1, start + p + c - 1))
-            targets.append(chosen)
-            start += p + c
+        if not (c and r):  # one response: an ordinary sequence
+            end = start + p + c + r
+            segments.append(Segment(start, end, start, start))
+            ids += [prompt, chosen, rejected]
+            positions.append(np.arange(p + c + r))
+            sources.append(np.arange(start + p - 1, end - 1))
+            targets += [chosen, rejected]
+            start = end
             continue
         segments += pair_segments(start, p, c, r, shared=prefix_sharing)
         middle, last_prompt = start + p + c, start + p - 1

@@ -14,7 +14,6 @@ from typing import Any, cast
 import numpy as np
 import torch
 from accelerate.utils import DistributedType, DynamoBackend, TorchDynamoPlugin
-from datasets import Dataset
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.utils.data import DataLoader
@@ -23,14 +22,13 @@ from transformers.trainer_utils import EvalLoopOutput, denumpify_detensorize
 
 from simpo.batching import PlanSummary, StepSampler
 from simpo.config import PreferenceConfig
-from simpo.data.tokenize import TokenizeReport, is_tokenized, tokenized
+from simpo.data.tokenize import is_tokenized, tokenized, tokenized_sets
 from simpo.errors import ConfigError, DataError, ModelError
 from simpo.forward import attention_backend
 from simpo.initial_policy import InitialPolicy, ReferenceCallback, named_sets
 from simpo.loaders import PackLoaders
-from simpo.logps import response_logps as sum_responses
-from simpo.losses import Objective, PairLogps, PairLosses, step_loss
-from simpo.metrics import PairResults, RunningMeans, pair_metrics
+from simpo.losses import Objective, step_loss
+from simpo.metrics import PairResults, RunningMeans, evaluation_means, pair_metrics
 from simpo.model import (
     build_policy,
     check_liger_kernel,
@@ -42,8 +40,8 @@ from simpo.model import (
 )
 from simpo.objectives import OBJECTIVES
 from simpo.packing import PackedBatch, PackedDataset
-from simpo.parity import MODEL_INPUTS, check_parity
 from simpo.reference import policy_fingerprint
+from simpo.scoring import Scorer
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +71,6 @@ class PreferenceTrainer(Trainer):
     """
 
     args: PreferenceConfig
-    objective: Objective
 
     def __init__(
         self,
@@ -91,22 +88,21 @@ class PreferenceTrainer(Trainer):
     ) -> None:
         args = PreferenceConfig() if args is None else args
         spec = OBJECTIVES[args.objective]
-        self.objective = objective or spec.bind(args.objective_settings)
         self._needs_kl = objective is None and spec.kl
-        self._kl: Tensor | None = None
         reference = args.log_kl or (objective is None and spec.reference)
         self._initial_policy: InitialPolicy | None = None
         if reference:
             fingerprint = policy_fingerprint(model, _hub_options(args).get("revision"))
             self._initial_policy = InitialPolicy(self, fingerprint, fresh_adapter=peft_config is not None)
         self.loaders = PackLoaders(args, mismatched=self._needs_kl)
-        self.train_report: TokenizeReport | None = None
-        self.eval_reports: dict[str, TokenizeReport] = {}
         tokenizer = processing_class or _tokenizer_of(model, args)
         if isinstance(model, str):  # before data and weights: the config alone can rule a model out
             config = load_model_config(model, **_hub_options(args))
             attention_backend(config, args.attn_backend, args.device, args.compute_dtype)
-        train_dataset, eval_dataset = self._tokenize_datasets(train_dataset, eval_dataset, tokenizer, args)
+        with args.main_process_first(desc="tokenising"):
+            train_dataset, eval_dataset, reports = tokenized_sets(train_dataset, eval_dataset, tokenizer, args)
+        self.train_report = reports.pop("train", None)
+        self.eval_reports = reports
         policy, self.master_dtype_note = build_policy(
             model,
             bf16=bool(args.bf16),
@@ -121,8 +117,9 @@ class PreferenceTrainer(Trainer):
             disable_dropout(policy)
         _use_one_device_per_process(args)
         self._train_means, self._eval_results = RunningMeans(), PairResults()
-        self._look: Callable[[nn.Module, PackedBatch], dict[str, Tensor]] = self._pair_metrics
-        self._parity_checked = self._evaluated_first = False
+        self.scorer = Scorer(policy, objective or spec.bind(args.objective_settings), args)
+        self._look: Callable[[nn.Module, PackedBatch], dict[str, Tensor]] = self.scorer.metrics
+        self._evaluated_first = False
         super().__init__(
             model=policy,
             args=args,
@@ -168,22 +165,6 @@ class PreferenceTrainer(Trainer):
             plugin.mixed_precision_policy = float32_results(policy)
 
     # Data
-
-    def _tokenize_datasets(
-        self, train: Any, evaluation: Any, tokenizer: PreTrainedTokenizerBase, args: PreferenceConfig
-    ) -> tuple[Any, Any]:
-        with args.main_process_first(desc="tokenising"):
-            if train is not None:
-                train, self.train_report = tokenized(train, tokenizer, args, "train")
-            if isinstance(evaluation, Mapping) and not isinstance(evaluation, Dataset):
-                named = {name: tokenized(data, tokenizer, args, name) for name, data in evaluation.items()}
-                self.eval_reports = {name: report for name, (_, report) in named.items() if report is not None}
-                return train, {name: data for name, (data, _) in named.items()}
-            if evaluation is not None:
-                evaluation, report = tokenized(evaluation, tokenizer, args, "eval")
-                if report is not None:
-                    self.eval_reports["eval"] = report
-        return train, evaluation
 
     def plan_summary(self) -> PlanSummary:
         """How the first epoch is cut into micro-batches, and what that costs."""
@@ -265,7 +246,7 @@ class PreferenceTrainer(Trainer):
         try:
             super().evaluation_loop(dataloader, "Scoring", True)
         finally:
-            self._look = self._pair_metrics
+            self._look = self.scorer.metrics
         self.callback_handler.on_predict(self.args, self.state, self.control, {})  # closes the progress bar
         return self._eval_results.gather(self.accelerator)
 
@@ -304,7 +285,7 @@ class PreferenceTrainer(Trainer):
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Tensor | int | None = None) -> Tensor:
         """Forward and backward of all micro-batches of one optimizer step; gradients are synchronised at the last."""
         if self._needs_kl:
-            self._kl = self._estimate_kl(model, inputs)
+            self.scorer.kl = self._estimate_kl(model, inputs)
         total = torch.zeros((), device=self.args.device)
         for number, pack in enumerate(inputs, start=1):
             last = number == len(inputs)
@@ -324,13 +305,10 @@ class PreferenceTrainer(Trainer):
         with torch.no_grad(), self.compute_loss_context_manager():
             for pack in packs:
                 inputs = self._prepare_inputs(pack["mismatched"])
-                sums[0] += (self._mismatched_log_ratios(model, inputs) * inputs["pair_weights"]).sum()
+                sums[0] += (self.scorer.mismatched_log_ratios(model, inputs) * inputs["pair_weights"]).sum()
                 sums[1] += inputs["pair_weights"].sum()
         total, count = cast(Tensor, self.accelerator.reduce(sums, reduction="sum"))
         return (total / count).clamp(min=0)
-
-    def _mismatched_log_ratios(self, model: nn.Module, pack: PackedBatch) -> Tensor:
-        return self.response_logps(model, pack)[0] - pack["ref_chosen"]
 
     def compute_loss(
         self,
@@ -340,7 +318,7 @@ class PreferenceTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """This micro-batch's share of the step's loss, scaled for engines that average gradients over ranks."""
-        logps, results = self._score(model, inputs)
+        logps, results = self.scorer.score(model, inputs)
         self._train_means.add(pair_metrics(logps, results), inputs["pair_weights"], inputs["input_ids"].shape[1])
         pairs_in_step, chosen_tokens_in_step = cast(Tensor, num_items_in_batch)
         share = step_loss(
@@ -353,41 +331,6 @@ class PreferenceTrainer(Trainer):
         )
         loss = share * self.accelerator.num_processes
         return (loss, results) if return_outputs else loss
-
-    def _score(self, model: nn.Module, pack: PackedBatch) -> tuple[PairLogps, PairLosses]:
-        chosen, rejected = self.response_logps(model, pack)
-        logps = PairLogps(
-            chosen,
-            rejected,
-            pack["chosen_lengths"],
-            pack["rejected_lengths"],
-            pack.get("ref_chosen"),
-            pack.get("ref_rejected"),
-            self._kl,
-        )
-        return logps, self.objective(logps)
-
-    def response_logps(self, model: nn.Module, pack: PackedBatch) -> tuple[Tensor, Tensor]:
-        """[B], [B] log-probs of chosen and rejected responses, summed, in nats."""
-        self._check_parity_once(model)
-        token_logps = model(**{key: pack[key] for key in MODEL_INPUTS})  # type: ignore[literal-required]
-        lengths = torch.stack((pack["chosen_lengths"], pack["rejected_lengths"]), dim=1)
-        chosen, rejected = sum_responses(token_logps, lengths.flatten()).view(-1, 2).unbind(dim=1)
-        return chosen, rejected
-
-    def _pair_metrics(self, model: nn.Module, pack: PackedBatch) -> dict[str, Tensor]:
-        return pair_metrics(*self._score(model, pack))
-
-    def _check_parity_once(self, model: nn.Module) -> None:
-        if self._parity_checked:
-            return
-        self._parity_checked = True
-        base = self.accelerator.unwrap_model(model)
-        rounded = self.args.bf16 or self.args.fp16 or self.args.tf32 or next(base.parameters()).dtype != torch.float32
-        text = base.config.get_text_config()
-        window = getattr(text, "sliding_window", None) if getattr(text, "use_sliding_window", True) else None
-        reached = window if window and window < self.args.max_length else None
-        check_parity(model, vocabulary=text.vocab_size, device=self.args.device, exact=not rounded, window=reached)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the means of the per-pair metrics since the last log, over all ranks."""
@@ -442,17 +385,13 @@ class PreferenceTrainer(Trainer):
             self._initial_policy.fill(cast(PackedDataset, dataloader.dataset), metric_key_prefix)
         if self._needs_kl:
             ratios = self.observe(
-                dataloader, lambda model, pack: {"kl": self._mismatched_log_ratios(model, pack["mismatched"])}
+                dataloader, lambda model, pack: {"kl": self.scorer.mismatched_log_ratios(model, pack["mismatched"])}
             )
-            self._kl = torch.tensor(max(0.0, float(ratios["kl"].mean())), device=self.args.device)
+            self.scorer.kl = torch.tensor(max(0.0, float(ratios["kl"].mean())), device=self.args.device)
         self._eval_results = PairResults()
         output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
         results = self._eval_results.gather(self.accelerator)
-        means = _means_of(results)
-        if self.args.sft_weight:
-            tokens = results["lengths/chosen"]
-            nll = -float((results["logps/chosen"] * tokens).sum() / tokens.sum())
-            means["preference_loss"], means["loss"] = means["loss"], means["loss"] + self.args.sft_weight * nll
+        means = evaluation_means(results, sft_weight=self.args.sft_weight)
         if self.compute_metrics is not None:
             own = self.compute_metrics(EvalPrediction(predictions=results, label_ids=None))  # type: ignore[arg-type]
             means |= denumpify_detensorize(own)
@@ -489,12 +428,6 @@ class SimPOTrainer(PreferenceTrainer):
         if args is not None and args.objective != "simpo":
             raise ConfigError(f"SimPOTrainer with objective: {args.objective}; use PreferenceTrainer")
         super().__init__(model, args, *more, **named)
-
-
-def _means_of(results: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Means over pairs. Numbers that rows of one response do not have are left out; a loss never is."""
-    present = {name: values if name == "loss" else values[~np.isnan(values)] for name, values in results.items()}
-    return {name: float(values.mean()) for name, values in present.items() if len(values)}
 
 
 def _hub_options(args: PreferenceConfig) -> dict[str, Any]:

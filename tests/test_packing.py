@@ -46,8 +46,29 @@ def test_sources_stand_right_before_their_targets(make_pairs, shared) -> None:
 
 
 def test_empty_sequences_are_refused() -> None:
-    with pytest.raises(ValueError, match="0 chosen"):
-        pack_pairs([{**PAIR, "chosen_ids": []}])
+    with pytest.raises(ValueError, match="0 prompt"):
+        pack_pairs([{**PAIR, "prompt_ids": []}])
+    with pytest.raises(ValueError, match="0 chosen and 0 rejected"):
+        pack_pairs([{**PAIR, "chosen_ids": [], "rejected_ids": []}])
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("side", ["chosen_ids", "rejected_ids"])
+def test_a_row_of_one_response(side, shared) -> None:
+    """The other response is packed and scored as it would be in a whole pair; nothing else of it is there."""
+    whole = pack_pairs([PAIR], prefix_sharing=shared)
+    pack = pack_pairs([{**PAIR, side: []}, PAIR], prefix_sharing=shared)
+    kept = "rejected_ids" if side == "chosen_ids" else "chosen_ids"
+    length = len(PAIR[kept])
+    assert pack[kept.replace("_ids", "_lengths")].tolist() == [length, length]
+    assert pack[side.replace("_ids", "_lengths")][0] == 0
+    assert pack["target_ids"][:length].tolist() == list(PAIR[kept])
+    sources = pack["source_positions"]
+    assert len(sources) == len(pack["target_ids"]) == length + len(whole["target_ids"])
+    first = len(pack["input_ids"][0]) - len(whole["input_ids"][0])
+    assert (sources[length:] - first).tolist() == whole["source_positions"].tolist()
+    read = [pack["input_ids"][0, position].item() for position in sources[:length]]
+    assert read == [PAIR["prompt_ids"][-1], *PAIR[kept][:-1]]
 
 
 @pytest.mark.parametrize("as_list", [True, False])

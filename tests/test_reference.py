@@ -43,13 +43,14 @@ class _LiveReference(PreferenceTrainer):
         second = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
         self.second = install_packed_forward(second).requires_grad_(False)
         self._initial_policy = None
+        self.scorer.score = self.score  # type: ignore[method-assign]
 
-    def _score(self, model, pack):
+    def score(self, model, pack):
         with torch.no_grad():
-            references = self.response_logps(self.second, pack)
-        chosen, rejected = self.response_logps(model, pack)
+            references = self.scorer.response_logps(self.second, pack)
+        chosen, rejected = self.scorer.response_logps(model, pack)
         logps = PairLogps(chosen, rejected, pack["chosen_lengths"], pack["rejected_lengths"], *references)
-        return logps, self.objective(logps)
+        return logps, self.scorer.objective(logps)
 
 
 def test_dpo_equals_dpo_with_a_live_reference(rows, tiny_dir, make_args) -> None:

@@ -103,7 +103,7 @@ def watched_step(trainer: SimPOTrainer) -> Iterator[tuple[Watcher, dict[str, int
     """A watcher around whatever follows, and the sizes of the only pack."""
     (pack,) = next(iter(trainer.get_train_dataloader()))
     sizes = {"T": pack["input_ids"].shape[1], "S": len(pack["target_ids"]), "V": 5000, "D": 32}
-    trainer._parity_checked = True  # its ordinary forward has logits, of a dozen tokens
+    trainer.scorer.parity_checked = True  # its ordinary forward has logits, of a dozen tokens
     with Watcher() as watcher:
         yield watcher, sizes
 
@@ -185,7 +185,7 @@ def test_only_logging_steps_wait_for_the_device(rows, tiny_dir, make_args, clip)
         max_steps=8, total_train_batch_size=1, logging_steps=3, optim="adamw_torch_fused", max_grad_norm=clip
     )
     trainer = SimPOTrainer(tiny_dir, args, rows)
-    trainer._parity_checked = True  # compared once in a run, before the first step
+    trainer.scorer.parity_checked = True  # compared once in a run, before the first step
     with Watcher() as watcher, Reads() as reads:
         counter = _CountBySteps(watcher, reads)
         trainer.add_callback(counter)

@@ -222,6 +222,36 @@ def tokenized(dataset: Any, tokenizer: Any, args: PreferenceConfig, name: str) -
     return tokenize_pairs(dataset, tokenizer, options, num_proc=args.dataset_num_proc, desc=name)
 
 
+def tokenized_sets(
+    train: Any, evaluation: Any, tokenizer: Any, args: PreferenceConfig
+) -> tuple[Any, Any, dict[str, TokenizeReport]]:
+    """The data sets of a run as token ids, each None stays None, and the accounts of those that were tokenised.
+
+    Args:
+        train: rows to train on.
+        evaluation: rows to evaluate on, or a mapping of such sets.
+        tokenizer: of the model.
+        args: settings of the run.
+
+    Raises:
+        DataError: as for `tokenized`.
+    """
+    reports: dict[str, TokenizeReport] = {}
+
+    def ids_of(dataset: Any, name: str) -> Any:
+        if dataset is None:
+            return None
+        dataset, report = tokenized(dataset, tokenizer, args, name)
+        if report is not None:
+            reports[name] = report
+        return dataset
+
+    train = ids_of(train, "train")
+    if isinstance(evaluation, Mapping) and not isinstance(evaluation, Dataset):
+        return train, {name: ids_of(data, name) for name, data in evaluation.items()}, reports
+    return train, ids_of(evaluation, "eval"), reports
+
+
 def _tokenize_batch(batch: Mapping[str, list[Any]], indices: list[int], encoder: Encoder) -> dict[str, list[Any]]:
     results: list[Any] = [
         normalise(dict(zip(batch, row, strict=True)), unpaired=encoder.options.unpaired)

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple, cast
 import yaml
 
 from simpo.checks import is_number
-from simpo.config import defaults_of
+from simpo.config import PreferenceConfig, defaults_of
 from simpo.errors import ConfigError
+from simpo.objectives import OBJECTIVES
 from simpo.settings import check_settings
 from simpo.settings.entries import COMMAND_LINE, Entry, read_yaml
 from simpo.settings.fieldtypes import FieldType, Misfit, field_types
@@ -308,7 +309,9 @@ def start_of(sweep: SweepSettings, base: Mapping[str, Any]) -> Params:
     old = [key for key in sweep.space if key not in types]
     if old:
         raise ConfigError(f"{sweep.where[old[0]]}: {old[0]}: sampler: staged needs the setting's present name")
-    return {key: base.get(key, defaults_of(types[key].owner)[key]) for key in sweep.space}
+    objective = base.get("objective", defaults_of(PreferenceConfig)["objective"])
+    given = {**OBJECTIVES[objective].knobs, **base}  # what the objective uses has its defaults
+    return {key: given.get(key, defaults_of(types[key].owner)[key]) for key in sweep.space}
 
 
 def override_words(params: Params) -> list[str]:

@@ -48,7 +48,7 @@ def test_a_run_leaves_everything(make_config, tmp_path, capsys) -> None:
     model = AutoModelForCausalLM.from_pretrained(out)
     assert model.generate(torch.tensor([[0, 2, 420]]), max_new_tokens=3).shape == (1, 6)
     card = (out / "README.md").read_text()
-    assert "gamma_beta_ratio 0.3" in card and "eval_rewards/accuracies" in card and "2405.14734" in card
+    assert "| gamma_beta_ratio | 0.3 |" in card and "eval_rewards/accuracies" in card and "2405.14734" in card
     printed = capsys.readouterr().out
     assert "1 device x up to 2 micro-batches x about 4 pairs = 8 pairs a step" in printed
     with pytest.raises(ConfigError, match="finished run"):
@@ -76,7 +76,7 @@ def test_a_generation_config_that_contradicts_itself(make_config, tmp_path, tiny
 def test_dry_run_writes_nothing(make_config, tmp_path, capsys) -> None:
     run_training(read_settings(make_config()), dry_run=True)
     printed = capsys.readouterr().out
-    for words in ("24 to train", "3 optimizer steps", "float32 master weights", "gamma 1 ", "recommended"):
+    for words in ("24 to train", "3 optimizer steps", "float32 master weights", "(gamma 1)", "recommended"):
         assert words in printed
     assert not (tmp_path / "out").exists()
 

@@ -1,0 +1,86 @@
+"""One pack through the policy and the objective.
+
+Shape letters: B pairs.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from simpo.logps import response_logps
+from simpo.losses import Objective, PairLogps, PairLosses
+from simpo.metrics import pair_metrics
+from simpo.packing import PackedBatch
+from simpo.parity import MODEL_INPUTS, check_parity
+
+if TYPE_CHECKING:
+    from simpo.config import PreferenceConfig
+
+
+class Scorer:
+    """Asks the policy for log-probs of packs, and the objective for losses.
+
+    Args:
+        policy: before an engine wraps it; its config and dtype are read.
+        objective: maps `PairLogps` to `PairLosses`.
+        args: settings of the run.
+
+    Attributes:
+        kl: the estimate of KL(pi || ref) that holds at present, a scalar in nats; None where the objective has none.
+        parity_checked: whether packed and ordinary forward were compared, which happens before the first pack.
+    """
+
+    def __init__(self, policy: nn.Module, objective: Objective, args: PreferenceConfig) -> None:
+        self.policy, self.objective, self.args = policy, objective, args
+        self.kl: Tensor | None = None
+        self.parity_checked = False
+
+    def response_logps(self, model: nn.Module, pack: PackedBatch) -> tuple[Tensor, Tensor]:
+        """[B], [B] log-probs of chosen and rejected responses, summed, in nats.
+
+        Args:
+            model: the policy as the engine wraps it.
+            pack: on its device.
+        """
+        self._check_parity_once(model)
+        token_logps = model(**{key: pack[key] for key in MODEL_INPUTS})  # type: ignore[literal-required]
+        lengths = torch.stack((pack["chosen_lengths"], pack["rejected_lengths"]), dim=1)
+        chosen, rejected = response_logps(token_logps, lengths.flatten()).view(-1, 2).unbind(dim=1)
+        return chosen, rejected
+
+    def score(self, model: nn.Module, pack: PackedBatch) -> tuple[PairLogps, PairLosses]:
+        """What the objective saw of a pack, and what it says."""
+        chosen, rejected = self.response_logps(model, pack)
+        logps = PairLogps(
+            chosen,
+            rejected,
+            pack["chosen_lengths"],
+            pack["rejected_lengths"],
+            pack.get("ref_chosen"),
+            pack.get("ref_rejected"),
+            self.kl,
+        )
+        return logps, self.objective(logps)
+
+    def metrics(self, model: nn.Module, pack: PackedBatch) -> dict[str, Tensor]:
+        """[B] for each name of `simpo.metrics.pair_metrics`."""
+        return pair_metrics(*self.score(model, pack))
+
+    def mismatched_log_ratios(self, model: nn.Module, mismatched: PackedBatch) -> Tensor:
+        """[B] log pi / ref of responses of other pairs, in nats: their mean estimates KL(pi || ref)."""
+        return self.response_logps(model, mismatched)[0] - mismatched["ref_chosen"]
+
+    def _check_parity_once(self, model: nn.Module) -> None:
+        if self.parity_checked:
+            return
+        self.parity_checked = True
+        args, policy = self.args, self.policy
+        rounded = args.bf16 or args.fp16 or args.tf32 or next(policy.parameters()).dtype != torch.float32
+        config: Any = policy.config
+        text = config.get_text_config()
+        window = getattr(text, "sliding_window", None) if getattr(text, "use_sliding_window", True) else None
+        reached = window if window and window < args.max_length else None
+        check_parity(model, vocabulary=text.vocab_size, device=args.device, exact=not rounded, window=reached)
