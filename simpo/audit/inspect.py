@@ -217,7 +217,8 @@ def _holds_messages(data: Dataset, tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether the first pair is made of messages; data of token ids are taken for such where there is a template."""
     if is_tokenized(data):
         return tokenizer.chat_template is not None
-    first = next((pair for pair in map(normalise, data) if isinstance(pair, Pair)), None)
+    pairs = (normalise(row, unpaired=True) for row in data)
+    first = next((pair for pair in pairs if isinstance(pair, Pair)), None)
     return first is not None and not first.is_text
 
 

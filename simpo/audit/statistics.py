@@ -177,10 +177,11 @@ def epoch_tokens(
     prompt: np.ndarray, chosen: np.ndarray, rejected: np.ndarray, pairs_per_batch: int, seed: int = 0
 ) -> EpochTokens:
     """Tokens of an epoch, from lengths in tokens [N]."""
-    longest = (prompt + np.maximum(chosen, rejected))[np.random.default_rng(seed).permutation(len(prompt))]
+    order = np.random.default_rng(seed).permutation(len(prompt))
+    longest, answers = prompt + np.maximum(chosen, rejected), (chosen > 0).astype(np.int64) + (rejected > 0)
     starts = np.arange(0, len(longest), pairs_per_batch)
-    sizes = np.diff(np.append(starts, len(longest)))
-    padded = int((np.maximum.reduceat(longest, starts) * 2 * sizes).sum())
-    packed = int((2 * prompt + chosen + rejected).sum())
+    rows = np.add.reduceat(answers[order], starts)
+    padded = int((np.maximum.reduceat(longest[order], starts) * rows).sum())
+    packed = int((answers * prompt + chosen + rejected).sum())
     shared = int((prompt + chosen + rejected).sum())
     return EpochTokens(padded, packed, shared, pairs_per_batch, 1 - packed / padded, 1 - shared / packed)

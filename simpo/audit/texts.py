@@ -101,11 +101,19 @@ def read_texts(raw: Dataset, rows: np.ndarray, tokenizer: PreTrainedTokenizerBas
     picked = picked.select_columns([column for column in RAW_COLUMNS if column in raw.column_names])
     for batch in picked.iter(_BATCH):
         values = zip(*batch.values(), strict=True)
-        pairs = [normalise(dict(zip(batch, row, strict=True))) for row in values]
+        pairs = [normalise(dict(zip(batch, row, strict=True)), unpaired=True) for row in values]
         yield [_texts_of(pair) for pair in pairs if isinstance(pair, Pair)]
 
 
 def _texts_of(pair: Pair) -> Texts:
+    """Texts of a pair; of a row of one response the other side is empty."""
+    texts = _whole_texts_of(pair)
+    if pair.only is None:
+        return texts
+    return texts._replace(rejected="") if pair.only == "chosen" else texts._replace(chosen="")
+
+
+def _whole_texts_of(pair: Pair) -> Texts:
     if pair.is_text:
         prompt, chosen, rejected = pair.texts()
         return Texts(prompt, prompt, chosen, rejected)

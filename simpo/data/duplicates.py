@@ -9,6 +9,7 @@ import hashlib
 import json
 import unicodedata
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +20,7 @@ from simpo.data.schema import CONTENT_KEYS, Message, Pair, normalise
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 _MORE_KEYS = [key for key in CONTENT_KEYS if key not in ("role", "content")]
+_SOURCES = ("schema.py", "duplicates.py", "minhash.py")
 _FEATURES = Features({"prompt": Value("int64"), "pair": Value("int64")})
 
 
@@ -45,9 +47,16 @@ def row_keys(data: Dataset, num_proc: int | None = None) -> RowKeys:
         remove_columns=data.column_names,
         features=_FEATURES,
         num_proc=num_proc if num_proc and num_proc > 1 else None,
+        new_fingerprint=compared_name(data, "keys"),
         desc="Comparing rows",
     )
     return RowKeys(*(keyed.data[name].to_numpy() for name in _FEATURES))
+
+
+def compared_name(data: Dataset, what: str) -> str:
+    """Names a result in the cache by its rows and by the code: `datasets` takes a changed function for the same."""
+    code = [(Path(__file__).parent / name).read_text(encoding="utf-8") for name in _SOURCES]
+    return hashlib.sha256(json.dumps([data._fingerprint, what, code]).encode()).hexdigest()[:32]
 
 
 def exact_duplicates(data: Dataset, num_proc: int | None = None) -> Ints:
@@ -71,7 +80,7 @@ def _key_batch(batch: Mapping[str, list[Any]]) -> dict[str, list[int]]:
 def _keys(row: Mapping[str, Any]) -> tuple[int, int]:
     if "prompt_ids" in row:
         return hash_of(row["prompt_ids"]), hash_of([row["prompt_ids"], row["chosen_ids"], row["rejected_ids"]])
-    pair = normalise(row)
+    pair = normalise(row, unpaired=True)
     if not isinstance(pair, Pair):
         return 0, 0
     prompt, chosen, rejected = (
@@ -79,7 +88,7 @@ def _keys(row: Mapping[str, Any]) -> tuple[int, int]:
         for part, role in ((pair.prompt, "user"), (pair.chosen, "assistant"), (pair.rejected, "assistant"))
     )
     prompt = [(role, " ".join(text.split()), *more) for role, text, *more in prompt]
-    return hash_of(prompt), hash_of([prompt, chosen, rejected, pair.arguments])
+    return hash_of(prompt), hash_of([prompt, chosen, rejected, pair.arguments, *([pair.only] if pair.only else [])])
 
 
 def messages_of(content: str | list[Message], role: str) -> list[Message]:

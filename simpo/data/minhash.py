@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, Features, List, Value
 
-from simpo.data.duplicates import Ints, hash_of, messages_of
+from simpo.data.duplicates import Ints, compared_name, hash_of, messages_of
 from simpo.data.schema import CONTENT_KEYS, Pair, normalise
 
 NEAR = 0.8
@@ -63,6 +63,7 @@ def near_duplicates(data: Dataset, threshold: float = NEAR, num_proc: int | None
         remove_columns=data.column_names,
         features=_FEATURES,
         num_proc=num_proc if num_proc and num_proc > 1 else None,
+        new_fingerprint=compared_name(data, "near"),
         desc="Comparing rows",
     )
     signatures = [signed.data[part].combine_chunks().flatten().to_numpy().reshape(-1, _HASHES) for part in _PARTS]
@@ -98,7 +99,8 @@ def _candidates(signatures: list[np.ndarray[Any, Any]]) -> Iterator[tuple[Ints, 
 
 def _sign_batch(batch: Mapping[str, list[Any]]) -> dict[str, np.ndarray[Any, Any]]:
     hashes = _WordHashes()
-    pairs = [normalise(dict(zip(batch, row, strict=True))) for row in zip(*batch.values(), strict=True)]
+    rows = (dict(zip(batch, row, strict=True)) for row in zip(*batch.values(), strict=True))
+    pairs = [normalise(row, unpaired=True) for row in rows]
     grams: dict[str, list[np.ndarray[Any, Any]]] = {part: [] for part in _PARTS}
     for pair in pairs:
         if isinstance(pair, Pair):
@@ -110,7 +112,8 @@ def _sign_batch(batch: Mapping[str, list[Any]]) -> dict[str, np.ndarray[Any, Any
     for part in _PARTS:
         if grams[part]:
             found[part][signed] = _signatures(grams[part])
-    given = [hash_of(pair.arguments) if isinstance(pair, Pair) else 0 for pair in pairs]
+    # what must be the same: a good completion is no duplicate of a bad one
+    given = [hash_of([pair.arguments, pair.only]) if isinstance(pair, Pair) else 0 for pair in pairs]
     return {**found, "arguments": np.array(given, dtype=np.int64)}
 
 

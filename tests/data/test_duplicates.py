@@ -102,7 +102,7 @@ def test_tools_and_keywords_belong_to_a_near_duplicate_too():
 
 
 def test_unusable_rows_are_left_to_the_tokeniser():
-    rows = [text("q", None, "b"), text("q", None, "b"), text("q", "", "b"), text("q", "a", "b")]
+    rows = [text("q", None, None), text("q", None, None), text("q", "", "b"), text("q", "a", "b")]
     assert found_exact(*rows) == [-1] * 4
     assert row_keys(Dataset.from_list(rows)).pair.tolist()[:3] == [0, 0, 0]
 
@@ -181,12 +181,8 @@ def test_texts_without_words_or_spaces():
 
 
 def test_unusable_rows_are_no_near_duplicates():
-    assert found_near(text("q", None, "b"), text("q", None, "b"), text("q r s", "a", "b"), text("q r s", "a", "b")) == [
-        -1,
-        -1,
-        -1,
-        2,
-    ]
+    rows = [text("q", None, None)] * 2 + [text("q r s", "a", "b")] * 2
+    assert found_near(*rows) == [-1, -1, -1, 2]
 
 
 def test_similarity_is_estimated_as_well_as_theory_says():

@@ -104,3 +104,23 @@ def test_mixed_with_pairs(tmp_path, make_tokenizer) -> None:
     assert [(len(pair["chosen_ids"]) > 0, len(pair["rejected_ids"]) > 0) for pair in pairs] == [
         (True, False), (False, True), (True, True),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["exact", "near"])
+def test_duplicates_have_one_label(tmp_path, kind) -> None:
+    path = tmp_path / "rows.jsonl"
+    Dataset.from_list([*rows(True, True), {**rows(True)[0], "label": False}]).to_json(path)
+    train, _ = load_datasets(DataConfig(dataset_mixer={str(path): 1.0}, deduplicate=kind), seed=0)
+    assert [row["chosen"] is None for row in train] == [False, True]
+
+
+def test_prompts_are_held_out_whole(tmp_path) -> None:
+    path = tmp_path / "rows.jsonl"
+    many = [
+        dict(row, prompt=[{"role": "user", "content": f"Question {at // 3}?"}])
+        for at, row in enumerate(rows(*[True] * 30))
+    ]
+    Dataset.from_list(many).to_json(path)
+    train, held_out = load_datasets(DataConfig(dataset_mixer={str(path): 1.0}, test_size=2), seed=0)
+    assert held_out is not None and (len(train), len(held_out)) == (24, 6)
+    assert not {str(row["prompt"]) for row in train} & {str(row["prompt"]) for row in held_out}
