@@ -203,7 +203,7 @@ def _change_objective(merged: dict[str, Entry], layer: dict[str, Entry], convers
 
 
 def _name_run(merged: Mapping[str, Entry], layer: dict[str, Entry], name: str) -> None:
-    """A later file with an objective, and no folder or name for the run, adds its own name to those it is put behind."""
+    """A later file that sets the objective, and not the run's folder or name, adds its own name to them."""
     if "objective" not in layer:
         return
     for key in ("output_dir", "run_name"):
