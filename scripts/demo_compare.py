@@ -95,7 +95,7 @@ def compare(
     print("[1/3] Preference pairs, and a small Llama that answers in every way, good or bad (SFT)", flush=True)
     data = _write_data(sizes, output, seed)
     _start_model(sizes, data, output / "sft", seed)
-    print(f"\n[2/3] {len(trials)} runs from it, {jobs} at a time; logs lie in {output}/*/train.log", flush=True)
+    print(f"\n[2/3] {len(trials)} runs from it, {jobs} at a time; logs: {output}/*.log", flush=True)
     try:
         costs = _train_all(trials, output, sizes, jobs)
         print("\n[3/3] The held-out pairs under every model", flush=True)

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from scripts.demo_report import BLUE, GREEN, GREY, ORANGE, PURPLE
 
-_WIDTH = 130
+_WIDTH = 120
 SIMPO, SUMS, DPO = "SimPO", "SimPO, sums", "DPO"
 
 
@@ -109,10 +110,11 @@ def _shown(name: str, value: float) -> str:
 
 def print_table(results: Sequence[Trial], pairs: int) -> None:
     """One row a model, with what the columns mean."""
-    table = Table(title=f"\n{pairs} held-out pairs, whose prompts were never trained on", title_justify="left")
-    table.add_column("objective")
+    table = Table(title=f"\n{pairs} held-out pairs, whose prompts were never trained on", title_justify="left",
+                  box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))  # fmt: skip
+    table.add_column("objective", vertical="bottom", no_wrap=True)
     for name in _columns(results[0]):
-        table.add_column(name, justify="right")
+        table.add_column(name.replace(" ", "\n"), justify="right", no_wrap=True)
     for trial in results:
         bold = "bold" if trial.title == SIMPO else None
         table.add_row(trial.title, *(_shown(name, value) for name, value in _columns(trial).items()), style=bold)

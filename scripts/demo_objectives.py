@@ -1,4 +1,4 @@
-"""Every objective of SimPO's comparison on the demo's pairs: `make demo-objectives`, `python scripts/demo_objectives.py`.
+"""Every objective of SimPO's comparison on the demo's pairs: `make demo-objectives`.
 
 One small Llama is taught to answer in every way, good or bad, and then trained with each objective on the ordinary path
 (`training_configs/demo.yaml` with a file of `training_configs/objectives/` behind it). A table, a CSV and a picture

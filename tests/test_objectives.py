@@ -1,6 +1,6 @@
 """The registry of objectives, and that a new one needs no more than docs/objectives.md says."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
@@ -34,10 +34,9 @@ def relative_loss(logps: PairLogps, *, beta: float = 0.1) -> PairLosses:
 
 
 @pytest.fixture
-def registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def registered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(OBJECTIVES, "exponential", ObjectiveSpec("Exponential", "2405.14734", exponential_loss))
     monkeypatch.setitem(OBJECTIVES, "relative", ObjectiveSpec("Relative", "2305.18290", relative_loss, reference=True))
-    yield
 
 
 @pytest.fixture
