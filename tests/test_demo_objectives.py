@@ -115,4 +115,4 @@ def test_a_quick_comparison(tmp_path: Path) -> None:
         assert float(rows[name]["likelihood_accuracy"]) > float(rows["SFT start"]["likelihood_accuracy"])
         assert float(rows[name]["reward_accuracy"]) > 0.6 and float(rows[name]["CPU_seconds"]) > 0
     assert (tmp_path / "objectives.png").stat().st_size > 0
-    assert (tmp_path / "dpo-beta-0.1" / "settings.yaml").is_file()
+    assert (tmp_path / "dpo-learning_rate-2e-4-beta-0.1" / "settings.yaml").is_file()
