@@ -36,8 +36,8 @@ SHARED = (
 )
 
 SLOW, FAST = "--learning_rate=2e-4", "--learning_rate=4e-4"
-# file of training_configs/objectives: its title, and every setting that was tried at another seed (`--search --seed=1`).
-# The first was the best there, by the share of good answers, then by likelihood accuracy, then the first that was tried.
+# file of training_configs/objectives: its title, and what was tried at another seed (`--search --seed=1`). The first is
+# the best of them: by the share of good answers, then by likelihood accuracy.
 TRIED: dict[str, tuple[str, tuple[tuple[str, ...], ...]]] = {
     "rrhf": ("RRHF", ((FAST, "--nll_weight=1"), (SLOW, "--nll_weight=1"), (SLOW, "--nll_weight=0.1"))),
     "slic-hf": (
@@ -167,7 +167,7 @@ def _words(trial: Candidate, output: Path, sizes: Sizes) -> list[str]:
         f"--reference_cache={folder / 'reference'}",  # one of its own: each run pays for its own reference
     )
     options = [option for option in sizes.overrides if not option.startswith("--eval_steps")]
-    return [str(CONFIG), str(FILES / f"{trial.file}.yaml"), *paths, *SHARED, *options, *trial.overrides]
+    return [str(CONFIG), str(FILES / f"{trial.file}.yaml"), *paths, *SHARED, *trial.overrides, *options]
 
 
 def _train_all(trials: Sequence[Candidate], output: Path, sizes: Sizes, jobs: int) -> list[dict[str, float]]:

@@ -82,7 +82,7 @@ def spearman(first: np.ndarray, second: np.ndarray) -> float:
         _, group, counts = np.unique(values, return_inverse=True, return_counts=True)
         ends = np.cumsum(counts)
         ranks.append((ends - (counts - 1) / 2)[group])
-    return float(np.corrcoef(*ranks)[0, 1])
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
 
 
 def _columns(trial: Trial) -> dict[str, float]:

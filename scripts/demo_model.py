@@ -24,7 +24,7 @@ from transformers import (
 from trl import SFTConfig, SFTTrainer
 
 from scripts.demo_pairs import GOOD, DemoData, answers
-from simpo import SimPOConfig, SimPOTrainer
+from simpo import PreferenceConfig, SimPOConfig, SimPOTrainer
 from simpo.data.chat import resolve_chat_template
 
 _VOCABULARY = 1024  # upper bound; the words of the town need fewer
@@ -127,7 +127,7 @@ class Judgement:
     replies: list[str]
 
 
-def judge(folder: Path, data: DemoData, settings: SimPOConfig) -> Judgement:
+def judge(folder: Path, data: DemoData, settings: PreferenceConfig) -> Judgement:
     """Load a saved model as a user would, let it answer the held-out questions, and score the held-out pairs.
 
     Args:

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from scripts.demo_model import Judgement
 from scripts.demo_pairs import FLAWS, DemoData
-from simpo import SimPOConfig
+from simpo import PreferenceConfig
 
 # Okabe and Ito's palette, which people with any colour vision can tell apart
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8C8C8C"
@@ -48,7 +48,7 @@ class Results:
     run: Run
     before: Judgement
     after: Judgement
-    settings: SimPOConfig
+    settings: PreferenceConfig
 
 
 def read_run(folder: Path) -> Run:
