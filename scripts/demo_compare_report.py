@@ -85,6 +85,12 @@ def spearman(first: np.ndarray, second: np.ndarray) -> float:
     return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
 
 
+def above(first: float, second: float, count: int) -> bool | None:
+    """Whether one share of `count` is above another; None where they are within two standard errors of a difference."""
+    error = np.sqrt((first * (1 - first) + second * (1 - second)) / count)
+    return None if abs(first - second) <= 2 * error else first > second
+
+
 def _columns(trial: Trial) -> dict[str, float]:
     return {
         "reward accuracy": trial.reward_accuracy,
@@ -145,8 +151,9 @@ def findings(results: Sequence[Trial]) -> list[str]:
     by = {trial.title: trial for trial in results}
     lines = ["", "Findings of the paper, on this model of a million parameters and these pairs:"]
 
-    def tell(seen: bool, text: str) -> None:
-        lines.append(f"  {'seen    ' if seen else 'not seen'}  {text}")
+    def tell(seen: bool | None, text: str) -> None:
+        verdict = "unclear" if seen is None else "seen" if seen else "not seen"
+        lines.append(f"  {verdict:<8}  {text}")
 
     if SIMPO not in by or DPO not in by:
         return [*lines, "  SimPO and DPO are needed for this; they were left out"]
@@ -164,7 +171,7 @@ def findings(results: Sequence[Trial]) -> list[str]:
         "(paper: about half, on its training pairs)",
     )
     tell(
-        simpo.reward_accuracy > dpo.reward_accuracy,
+        above(simpo.reward_accuracy, dpo.reward_accuracy, len(simpo.margins)),
         f"SimPO's reward accuracy, {simpo.reward_accuracy:.1%}, is above DPO's, {dpo.reward_accuracy:.1%}",
     )
     tell(
@@ -201,7 +208,8 @@ def _tell_of_sums(sums: Trial, simpo: Trial, dpo: Trial, tell: Any) -> None:
         "Without it, pairs with the shorter chosen response are learnt worse: chosen less rejected log-prob per token "
         f"{shorter:.3f} where it is shorter, {longer:.3f} where it is longer (SimPO: {own[0]:.3f} and {own[1]:.3f})",
     )
-    tell(sums.good < simpo.good, f"Without it the model answers worse: {sums.good:.1%} good, SimPO {simpo.good:.1%}")
+    worse = above(simpo.good, sums.good, len(simpo.chosen))
+    tell(worse, f"Without it the model answers worse: {sums.good:.1%} good, SimPO {simpo.good:.1%}")
 
 
 def save_picture(results: Sequence[Trial], path: Path) -> Path:
@@ -215,10 +223,10 @@ def save_picture(results: Sequence[Trial], path: Path) -> Path:
     with plt.rc_context(style):
         figure, axes = plt.subplots(1, 4, figsize=(16, 0.42 * len(results) + 2.2), sharey=True, layout="constrained")
         rows = np.arange(len(results))
-        _dots(axes[0], rows, [100 * trial.reward_accuracy for trial in results], ORANGE, "o", "by reward")
+        _dots(axes[0], rows, [100 * trial.reward_accuracy for trial in results], ORANGE, "o", "by reward", 130)
         _dots(axes[0], rows, [100 * trial.likelihood_accuracy for trial in results], BLUE, "D", "by likelihood")
         _dots(axes[0], rows, [100 * trial.good for trial in results], GREY, "s", "good answers")
-        axes[0].set(title="Held-out pairs in the right order", xlabel="%")
+        axes[0].set(title="Pairs in the right order; good answers", xlabel="%")
         _dots(axes[1], rows, [trial.chosen.mean() for trial in results], GREEN, "o", "chosen")
         _dots(axes[1], rows, [trial.rejected.mean() for trial in results], PURPLE, "s", "rejected")
         axes[1].set(title="Mean log-probability", xlabel="nats per token")
@@ -231,7 +239,7 @@ def save_picture(results: Sequence[Trial], path: Path) -> Path:
         axes[0].invert_yaxis()
         for axis in axes[:2]:
             axis.grid(axis="x", alpha=0.3)
-            axis.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, fontsize=9)
+            axis.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=3, fontsize=9)
         for axis in axes:
             axis.hlines(rows, *axis.get_xlim(), color=GREY, alpha=0.15, linewidth=1, zorder=0)
         figure.suptitle("The objectives of SimPO's comparison on one small model and its held-out pairs", fontsize=13)
@@ -240,8 +248,10 @@ def save_picture(results: Sequence[Trial], path: Path) -> Path:
     return path
 
 
-def _dots(axis: Any, rows: np.ndarray, values: Sequence[float], color: str, marker: str, label: str) -> None:
-    axis.scatter(values, rows, color=color, marker=marker, label=label, s=42, alpha=0.85, zorder=3)
+def _dots(
+    axis: Any, rows: np.ndarray, values: Sequence[float], color: str, marker: str, label: str, size: int = 42
+) -> None:
+    axis.scatter(values, rows, color=color, marker=marker, label=label, s=size, alpha=0.85, zorder=3)
 
 
 def _bars(axis: Any, rows: np.ndarray, values: Sequence[float], text: str) -> None:

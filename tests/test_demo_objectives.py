@@ -11,7 +11,18 @@ import numpy as np
 import pytest
 
 from scripts.demo_compare import FILES, TRIED, Candidate, candidates
-from scripts.demo_compare_report import DPO, SIMPO, SUMS, Trial, findings, print_table, save_csv, save_picture, spearman
+from scripts.demo_compare_report import (
+    DPO,
+    SIMPO,
+    SUMS,
+    Trial,
+    above,
+    findings,
+    print_table,
+    save_csv,
+    save_picture,
+    spearman,
+)
 from simpo.settings import read_settings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -67,12 +78,17 @@ def test_spearman() -> None:
     assert spearman(np.array([0.0, 1.0, 1.0, 2.0]), np.array([1.0, 2.0, 3.0, 4.0])) == pytest.approx(0.9486833)
 
 
+def test_shares_that_are_close_decide_nothing() -> None:
+    assert above(0.99, 0.90, 300) is True and above(0.90, 0.99, 300) is False
+    assert above(0.993, 0.990, 300) is None and above(1.0, 1.0, 300) is None
+
+
 def test_findings_say_what_was_not_seen() -> None:
     agrees = make_trial(SIMPO, margins=np.array([1.0, 1.0, 1.0, -1.0]))
     trials = [make_trial("start", margins=np.array([])), agrees, make_trial(DPO), make_trial(SUMS)]
     lines = [line.split(maxsplit=2) for line in findings(trials) if line.startswith("  ")]
-    seen = ["seen" if words[0] == "seen" else " ".join(words[:2]) for words in lines]
-    assert seen == ["seen", "seen", "seen", *["not seen"] * 5, "seen"]
+    seen = [" ".join(words[: 2 if words[0] == "not" else 1]) for words in lines]
+    assert seen == ["seen", "seen", "unclear", *["not seen"] * 3, "unclear", "not seen", "seen"]
     slower = [*trials[:2], make_trial(DPO, cpu_seconds=20.0, peak_mb=600.0)]
     last = findings(slower)[-2:]
     assert last[0].startswith("  seen ") and "-50%" in last[0] and last[1].startswith("  not seen ")
