@@ -24,7 +24,7 @@ from transformers import (
 from trl import SFTConfig, SFTTrainer
 
 from scripts.demo_pairs import GOOD, DemoData, answers
-from simpo import PreferenceConfig, SimPOConfig, SimPOTrainer
+from simpo import PreferenceConfig, SimPOTrainer
 from simpo.data.chat import resolve_chat_template
 
 _VOCABULARY = 1024  # upper bound; the words of the town need fewer
@@ -142,7 +142,7 @@ def judge(folder: Path, data: DemoData, settings: PreferenceConfig) -> Judgement
         reply in answers(question, GOOD, data.world)
         for reply, question in zip(replies, data.test_questions, strict=True)
     ]
-    args = SimPOConfig(
+    args = PreferenceConfig(
         output_dir=str(folder),
         beta=settings.beta,
         gamma_beta_ratio=settings.gamma_beta_ratio,
