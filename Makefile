@@ -1,5 +1,6 @@
 # make env    an environment in .venv with everything that tests and demo need
 # make demo   the whole path on a CPU in a few minutes, no network needed
+# make demo-objectives   all objectives on the demo's pairs, one table
 # make test   lint, format, types, all tests
 # make bench  speed and memory on a CPU in about a quarter of an hour, into benchmarks/results
 #
@@ -19,7 +20,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TEST_ENV := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo bench test lint format types pytest clean
+.PHONY: help env demo demo-objectives bench test lint format types pytest clean
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' $(MAKEFILE_LIST)
@@ -36,6 +37,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)
 	$(BIN)/python scripts/demo.py
+
+demo-objectives: $(STAMP)
+	$(BIN)/python scripts/demo_objectives.py
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.plan

@@ -30,7 +30,10 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 HH = ROOT.parent / "shared" / "data" / "hh_harmless_train.jsonl.gz"
 # Files that the text invents for the reader's own.
-INVENTED = {"my-machine.yaml": "per_device_train_batch_size: 4\n"}
+INVENTED = {
+    "my-machine.yaml": "per_device_train_batch_size: 4\n",
+    "outputs/try-2/settings.yaml": "model_name_or_path: my-model\ndataset_mixer: {data/pairs.jsonl: 1.0}\n",
+}
 
 
 class Block(NamedTuple):
@@ -107,7 +110,7 @@ def test_command(where: str, words: list[str], tmp_path: Path, monkeypatch: pyte
 
 
 def check_make(words: list[str], _: Path) -> None:
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     variables = set(re.findall(r"^([A-Z_]+) [?:]?=", (ROOT / "Makefile").read_text(), re.MULTILINE))
     names = [word for word in words if "=" not in word]
     assert names and set(names) <= targets
@@ -154,6 +157,7 @@ def check_simpo(words: list[str], tmp_path: Path) -> None:
     files = []
     for config in args.configs:
         if config in INVENTED:
+            (tmp_path / config).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / config).write_text(INVENTED[config])
         files.append(tmp_path / config if config in INVENTED else Path(config))
     check = check_sft_settings if words[0] == "sft" else check_settings

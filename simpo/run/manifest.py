@@ -7,17 +7,19 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+import yaml
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from simpo.batching import PlanSummary
 from simpo.config import ModelSettings, PreferenceConfig
 from simpo.data.config import DataConfig
 from simpo.data.schema import TOKEN_COLUMNS
-from simpo.run.folder import MANIFEST
+from simpo.run.folder import MANIFEST, SETTINGS
 from simpo.settings import RunSettings
 
 _PACKAGES = (
@@ -229,3 +231,15 @@ def write_manifest(output_dir: str | Path, manifest: dict[str, Any]) -> None:
     part = path.with_suffix(".part")
     part.write_text(json.dumps(manifest, indent=2, ensure_ascii=False, default=str) + "\n")
     part.replace(path)
+
+
+def settings_text(resolved: Mapping[str, Any]) -> str:
+    """The settings of a run as one YAML file that repeats it; tokens are left out."""
+    kept = {key: value for key, value in resolved.items() if not key.endswith("_token")}
+    text = yaml.safe_dump(kept, sort_keys=False, allow_unicode=True, width=120)
+    return text + "".join(f"# {key} is not kept here\n" for key in resolved if key not in kept)
+
+
+def write_settings(output_dir: str | Path, resolved: Mapping[str, Any]) -> None:
+    """Write `settings.yaml`: all files and overrides of a run as one, converted to present names."""
+    Path(output_dir, SETTINGS).write_text(settings_text(resolved), encoding="utf-8")

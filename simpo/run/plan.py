@@ -9,7 +9,7 @@ from transformers import TrainingArguments
 from simpo.batching import PlanSummary
 from simpo.config import PreferenceConfig
 from simpo.objectives import OBJECTIVES
-from simpo.run.manifest import AnySettings
+from simpo.run.manifest import AnySettings, settings_text
 from simpo.settings import RunSettings, recommendations
 from simpo.settings.oldnames import show
 
@@ -74,6 +74,9 @@ def plan_lines(
     lines += ["Chosen and recommended", *(f"  {line}" for line in recommendations(settings))]
     if settings.conversions:
         lines += ["Converted settings", *(f"  {line}" for line in settings.conversions)]
+    if settings.composed:
+        lines += ["Settings, all files and overrides together"]
+        lines += [f"  {line}" for line in settings_text(settings.resolved).splitlines()]
     return lines
 
 

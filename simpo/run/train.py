@@ -37,7 +37,7 @@ from simpo.objectives import OBJECTIVES
 from simpo.run.card import model_card
 from simpo.run.folder import CheckpointCallback, check_identity, find_checkpoint, remove_earlier_run
 from simpo.run.logfile import LogFile
-from simpo.run.manifest import build_manifest, run_identity, write_manifest
+from simpo.run.manifest import build_manifest, run_identity, write_manifest, write_settings
 from simpo.run.plan import model_line, plan_lines
 from simpo.settings import RunSettings
 from simpo.trainer import PreferenceTrainer
@@ -301,6 +301,7 @@ def _train(
     )
     if trainer.is_world_process_zero():
         write_manifest(str(args.output_dir), manifest)
+        write_settings(str(args.output_dir), settings.resolved)
     result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     metrics = dict(result.metrics, train_pairs=_pairs(trainer.train_dataset))
     trainer.log_metrics("train", metrics)

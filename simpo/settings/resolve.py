@@ -44,6 +44,7 @@ class RunSettings:
         resolved: every setting that was given, by its present name, converted and typed; tokens are masked.
         conversions: one line `old -> new` per old name or reinterpreted value.
         files: the settings files, in the order in which they were read.
+        composed: several files were given, or overrides: no one file says what `resolved` does.
     """
 
     model: ModelSettings
@@ -52,6 +53,7 @@ class RunSettings:
     resolved: dict[str, Any]
     conversions: list[str]
     files: list[Path]
+    composed: bool = False
 
 
 class _Report:
@@ -103,7 +105,8 @@ def read_settings(files: Paths, overrides: Sequence[str] = ()) -> RunSettings:
     except (ValueError, TypeError, ImportError, OSError) as error:  # transformers' own checks
         raise ConfigError(f"{where}: transformers refuses these settings: {error}") from error
     resolved = {key: f"<{key.upper()}>" if key.endswith("_token") else value for key, value in checked.values.items()}
-    return RunSettings(model, data, training, resolved, checked.conversions, checked.files)
+    composed = len(checked.files) > 1 or bool(overrides)
+    return RunSettings(model, data, training, resolved, checked.conversions, checked.files, composed)
 
 
 def check_settings(files: Paths, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -121,8 +124,12 @@ def _check(files: Paths, overrides: Sequence[str]) -> _Checked:
     report = _Report()
     conversions: list[str] = []
     merged: dict[str, Entry] = {}
-    for layer in [*(read_yaml(path) for path in paths), read_overrides(overrides)]:
-        _merge(merged, _convert_layer(layer, conversions, report), conversions)
+    for number, path in enumerate(paths):
+        layer = _convert_layer(read_yaml(path), conversions, report)
+        if number:
+            _name_run(merged, layer, path.stem)
+        _merge(merged, layer, conversions)
+    _merge(merged, _convert_layer(read_overrides(overrides), conversions, report), conversions)
     report.stop_if_any()
     values = _typed(merged, report)
     report.stop_if_any()
@@ -193,6 +200,17 @@ def _change_objective(merged: dict[str, Entry], layer: dict[str, Entry], convers
             f"{gone.written}: {show(gone.given)} ({gone.where}) -> nothing; it belongs to objective: {former}, and "
             f"{named.where} sets objective: {named.value}"
         )
+
+
+def _name_run(merged: Mapping[str, Entry], layer: dict[str, Entry], name: str) -> None:
+    """A later file that sets the objective, and not the run's folder or name, adds its own name to them."""
+    if "objective" not in layer:
+        return
+    for key in ("output_dir", "run_name"):
+        former = merged.get(key)
+        if former is not None and key not in layer and isinstance(former.value, str) and former.value:
+            value = f"{former.value.rstrip('/')}-{name}"
+            layer[key] = former.renamed(key, value, value)
 
 
 def _nearest(key: str) -> str:

@@ -32,8 +32,8 @@ def test_a_run_leaves_everything(make_config, tmp_path, capsys) -> None:
     out = tmp_path / "out"
     assert _files(out) == {
         "README.md", "all_results.json", "chat_template.jinja", "config.json", "eval_results.json",
-        "generation_config.json", "log.jsonl", "model.safetensors", "run_manifest.json", "tokenizer.json",
-        "tokenizer_config.json", "train_results.json", "trainer_state.json", "training_args.bin",
+        "generation_config.json", "log.jsonl", "model.safetensors", "run_manifest.json", "settings.yaml",
+        "tokenizer.json", "tokenizer_config.json", "train_results.json", "trainer_state.json", "training_args.bin",
     }  # fmt: skip
     manifest = json.loads((out / "run_manifest.json").read_text())
     assert manifest["status"] == "finished"
@@ -63,6 +63,39 @@ def test_overwrite_leaves_nothing_of_the_earlier_run(make_config, tmp_path) -> N
     left = _files(tmp_path / "out")
     assert "adapter_model.safetensors" in left
     assert not {name for name in left if "checkpoint" in name or name == "model.safetensors"}
+
+
+def test_the_kept_settings_repeat_a_run(make_config, tmp_path, capsys) -> None:
+    (tmp_path / "ipo.yaml").write_text("objective: ipo\ntau: 0.5\n")
+    config = make_config(max_steps=2)
+    overrides = [f"--reference_cache={tmp_path / 'cache'}", "--hub_token=secret", "--chat_template=chatml"]
+    run_training(read_settings([config, tmp_path / "ipo.yaml"], overrides))
+    first = tmp_path / "out-ipo"
+    kept = (first / "settings.yaml").read_text()
+    printed = capsys.readouterr().out
+    shown = printed.partition("Settings, all files and overrides together\n")[2].splitlines()
+    assert [line.removeprefix("  ") for line in shown[: kept.count("\n")]] == kept.splitlines()
+    assert "objective: ipo\ntau: 0.5\n" in kept and "secret" not in printed + kept
+    assert kept.endswith("# hub_token is not kept here\n")
+
+    run_training(read_settings([first / "settings.yaml"], [f"--output_dir={tmp_path / 'again'}"]))
+    losses = [
+        [
+            entry["loss"]
+            for entry in json.loads((folder / "trainer_state.json").read_text())["log_history"]
+            if "loss" in entry
+        ]
+        for folder in (first, tmp_path / "again")
+    ]
+    assert len(losses[0]) == 2 and losses[0] == losses[1]
+
+
+def test_settings_of_one_file_are_kept_and_not_shown(make_config, tmp_path, capsys) -> None:
+    run_training(read_settings(make_config(max_steps=1)))
+    assert "Settings, all" not in capsys.readouterr().out
+    assert (
+        read_settings(tmp_path / "out" / "settings.yaml").resolved == read_settings(make_config(max_steps=1)).resolved
+    )
 
 
 def test_a_generation_config_that_contradicts_itself(make_config, tmp_path, tiny_dir) -> None:
