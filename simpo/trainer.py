@@ -51,7 +51,7 @@ class PreferenceTrainer(Trainer):
 
     Where the objective compares with the initial policy, its log-probs are computed in one pass at the start of
     training (or of an evaluation), kept on disk (`args.reference_cache`) and used again; there is no second model.
-    Data with the columns `ref_chosen` and `ref_rejected` bring their own.
+    Data with the columns `ref_chosen` and `ref_rejected` bring their own, but not for KTO.
 
     Args:
         model: a path or hub name, a causal language model, or a PEFT model around one.

@@ -1,6 +1,7 @@
 """Log-probs of the initial policy as data: equal to a live reference, kept, checked, refused."""
 
 import copy
+import sys
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from simpo.forward import install_packed_forward
 from simpo.initial_policy import InitialPolicy
 from simpo.losses import PairLogps, dpo_loss
 from simpo.packing import PackedDataset, mismatched_rows
+from tests import launching
 
 
 @pytest.fixture
@@ -222,6 +224,17 @@ def test_files_name_a_policy_by_what_is_in_them(tiny_dir, tmp_path) -> None:
     content[-1] ^= 1
     weights.write_bytes(content)
     assert reference.policy_fingerprint(tiny_dir) != reference.policy_fingerprint(str(tmp_path / "copy"))
+
+
+@pytest.mark.multiprocess
+def test_memory_is_that_of_simpo(tmp_path) -> None:
+    def peak(*words: str) -> float:
+        printed = launching.run([sys.executable, str(launching.WORKERS / "peak.py"), *words])
+        return float(printed.rsplit("peak", 1)[1].split()[0])
+
+    simpo = peak("simpo", str(tmp_path))
+    assert peak("dpo", str(tmp_path)) < 1.05 * simpo
+    assert peak("simpo", str(tmp_path), "--second-model") > 1.07 * simpo  # what a live reference would cost
 
 
 # KTO
