@@ -30,12 +30,12 @@ def file(tmp_path, name, content):
         ("two.dots.v1.jsonl", LINE),
         ("with space.jsonl", LINE),
         ("[brackets]*.jsonl", LINE),
-        ("really_gzip.jsonl", gzip.compress(LINE.encode())),
+        ("really_gzip.jsonl", gzip.compress(LINE.encode(), mtime=0)),
         ("indented_array.json", json.dumps([ROW], indent=2)),
         ("bom.csv", "\ufeffprompt,chosen,rejected\nq,a,b\n"),
         ("windows.csv", "prompt,chosen,rejected\r\nq,a,b\r\n"),
         ("quoted.csv", '"prompt","chosen","rejected"\n"q","a","b"\n'),
-        ("p.csv.gz", gzip.compress(b"prompt,chosen,rejected\nq,a,b\n")),
+        ("p.csv.gz", gzip.compress(b"prompt,chosen,rejected\nq,a,b\n", mtime=0)),
     ],
 )
 def test_files_that_are_fine(tmp_path, name, content):
