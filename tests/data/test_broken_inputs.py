@@ -93,7 +93,7 @@ REFUSED_FILES = {
     "empty objects": ("p.jsonl", "{}\n{}\n", ["holds no rows, or only empty ones"]),
     "truncated gzip": (
         "p.jsonl.gz",
-        gzip.compress((LINE * 500).encode())[:-12],
+        gzip.compress((LINE * 500).encode(), mtime=0)[:-12],
         ["ends early, after line", "download it again"],
     ),
     "text that is called gzip": ("p.jsonl.gz", LINE, ["cannot be decompressed", "suffix"]),
@@ -197,7 +197,7 @@ def test_files_that_are_refused(tmp_path, tiny_tokenizer, capfd, name):
 READ_FILES = {
     "byte order mark": ("p.jsonl", "\ufeff" + LINE, 1, {}),
     "Windows line ends": ("p.jsonl", (LINE * 3).replace("\n", "\r\n"), 3, {}),
-    "gzip that is called jsonl": ("p.jsonl", gzip.compress((LINE * 3).encode()), 3, {}),
+    "gzip that is called jsonl": ("p.jsonl", gzip.compress((LINE * 3).encode(), mtime=0), 3, {}),
     "an indented object": ("p.json", json.dumps(TEXT, indent=2), 1, {}),
     "NaN in place of texts": (
         "p.jsonl",

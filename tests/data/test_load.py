@@ -119,7 +119,7 @@ GOOD = "".join(json.dumps(row) + "\n" for row in rows(30))
         ("p.jsonl", "\n\n", "holds no rows"),
         ("p.jsonl.gz", gzip.compress(GOOD.encode(), mtime=0)[:-40], "compressed file ends early, after line"),
         ("p.jsonl.gz", GOOD, "cannot be decompressed"),
-        ("p.jsonl.gz", gzip.compress(b"", mtime=0, mtime=0), "holds no rows"),
+        ("p.jsonl.gz", gzip.compress(b"", mtime=0), "holds no rows"),
         ("p.jsonl", GOOD.encode() + b'{"chosen": "\xff\xfe"}\n', r"p\.jsonl:31: is no UTF-8"),
         ("p.txt", GOOD, "unknown kind of file"),
         ("p.parquet", b"nothing of the kind", "cannot be read as parquet"),
