@@ -21,6 +21,7 @@ LAYERS = (
     {"checks", "config", "forward", "model", "settings", "data", "reference", "loaders"},
     {"trainer", "initial_policy", "audit"},
     {"run"},
+    {"onpolicy"},
     {"sweep"},
     {"cli"},
 )

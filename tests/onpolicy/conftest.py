@@ -1,0 +1,51 @@
+"""Generations and scores made by hand, in stores like those of the commands."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+
+from simpo.onpolicy.scored import fingerprint
+from simpo.onpolicy.store import Store
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf_cache")
+
+
+def generation(row: int, texts: Sequence[str], **changes: Any) -> dict[str, Any]:
+    """A record of `simpo generate`; a text that ends in … was cut."""
+    responses = [
+        {
+            "text": text,
+            "finish_reason": "length" if text.endswith("…") else "stop",
+            "tokens": len(text.split()),
+            "seed": n,
+        }
+        for n, text in enumerate(texts)
+    ]
+    prompt = [{"role": "user", "content": f"Question {row}?"}]
+    return {"id": f"p{row}", "row": row, "prompt": prompt, "responses": responses, "error": None, **changes}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Callable[[str, Sequence[dict[str, Any]]], str]:
+    """store(name, records) -> the folder of a store with these records, in this order."""
+
+    def make(name: str, records: Sequence[dict[str, Any]]) -> str:
+        with Store(tmp_path / name, {}) as made:
+            for record in records:
+                made.append(record["id"], record)
+        return str(tmp_path / name)
+
+    return make
+
+
+def scored(made: dict[str, Any], **scores: Sequence[float | None]) -> dict[str, Any]:
+    """A record of `simpo annotate` for a generation."""
+    texts = [response["text"] for response in made["responses"]]
+    lists = {name: list(values) for name, values in scores.items()}
+    return {"id": made["id"], "row": made["row"], "of": fingerprint(texts), "scores": lists, "error": None}
