@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from simpo import __version__
-from simpo.cli import binarize, inspection, reference, sft, sweep, train
+from simpo.cli import annotate, binarize, inspection, reference, sft, sweep, train
 from simpo.cli.words import Flag, Verbs, split_overrides
 from simpo.errors import ConfigError, SimPOError
 
@@ -30,6 +30,7 @@ VERBS: dict[str, Verb] = {
     "sft": sft,
     "inspect": inspection,
     "reference": reference,
+    "annotate": annotate,
     "binarize": binarize,
     "sweep": sweep,
 }
