@@ -6,8 +6,8 @@ from simpo.cli.launch import LAUNCH_FLAGS, add_launch_options, launches, relaunc
 from simpo.cli.words import Verbs, add_verb
 
 HELP = """\
-Score every response of `simpo generate` by reward models, PairRM, a judge or a Python function. The same command goes on
-with a call that was interrupted:
+Score every response of `simpo generate` by reward models, PairRM, a judge or a Python function. The same command
+goes on with a call that was interrupted:
   simpo annotate training_configs/onpolicy/annotate.yaml --accelerate multi_gpu
 """
 

@@ -13,12 +13,12 @@ import torch
 from accelerate import PartialState
 from tqdm.auto import tqdm
 
-from simpo.errors import ConfigError, ModelError, SimPOError
+from simpo.errors import ConfigError, SimPOError, StoreError
 from simpo.onpolicy.agreement import agreement_table
 from simpo.onpolicy.annotators.base import Annotator, Item, Scored
 from simpo.onpolicy.annotators.kinds import identity, load_annotator, read_annotators
-from simpo.onpolicy.scored import fingerprint, read_generations
-from simpo.onpolicy.store import Record, Store, StoreError
+from simpo.onpolicy.scored import ScoredPrompt, fingerprint, read_generations
+from simpo.onpolicy.store import Record, Store
 
 _EXAMPLES = 5
 
@@ -53,15 +53,16 @@ class AnnotateSettings:
             raise ConfigError(f"annotators: {str(error).removeprefix('annotators: ')}") from error
 
 
-class AnnotationError(SimPOError):
-    """Prompts are left without scores; the same command goes on with them."""
+class AnnotatorBroken(SimPOError):
+    """An annotator failed on every prompt that it was given; nothing of these was kept."""
 
 
 def run_annotate(settings: AnnotateSettings) -> None:
     """Score every prompt that has no record yet, and report. Under `accelerate launch` each process takes its part.
 
     Raises:
-        AnnotationError: prompts are left, since a server did not answer.
+        AnnotatorBroken: an annotator fails on every prompt.
+        EngineError: no server of a judge answers.
         ConfigError, ModelError: an annotator cannot be made.
         StoreError: a folder is missing, damaged, in use, or made with other annotators.
     """
@@ -69,15 +70,10 @@ def run_annotate(settings: AnnotateSettings) -> None:
     with _shared_store(settings, state) as store:
         kinds = read_annotators(settings.annotators)
         annotators = {name: load_annotator(kind, state.device) for name, kind in kinds.items()}
-        left = annotate(settings, annotators, store, state.process_index, state.num_processes)
+        annotate(settings, annotators, store, state.process_index, state.num_processes)
         state.wait_for_everyone()
-        left = sum(_gathered(left, state))
         if state.is_main_process:
             _report(settings, store)
-    if left:
-        raise AnnotationError(
-            f"{left} prompts are left without scores: a server did not answer; the same command goes on with them"
-        )
 
 
 @contextmanager
@@ -102,12 +98,14 @@ def _shared_store(settings: AnnotateSettings, state: PartialState) -> Iterator[S
         store.__enter__()
     try:
         yield store
-    finally:
-        if not state.is_main_process:
-            store.__exit__(None, None, None)
-        state.wait_for_everyone()
-        if state.is_main_process:
-            store.__exit__(None, None, None)
+    except BaseException:  # the launcher ends the others: no use in waiting for them
+        store.__exit__(None, None, None)
+        raise
+    if not state.is_main_process:
+        store.__exit__(None, None, None)
+    state.wait_for_everyone()
+    if state.is_main_process:
+        store.__exit__(None, None, None)
 
 
 def _gathered(value: int, state: PartialState) -> list[int]:
@@ -120,63 +118,60 @@ def _gathered(value: int, state: PartialState) -> list[int]:
 
 def annotate(
     settings: AnnotateSettings, annotators: Mapping[str, Annotator], store: Store, rank: int = 0, processes: int = 1
-) -> int:
+) -> None:
     """Score this process's part of the prompts; records as
 
-        {"id", "row", "of": hash of the responses, "scores": {annotator: [number or null, ...]}, "error": text or null}
-
-    Returns:
-        How many prompts are left, since a server did not answer.
+    {"id", "row", "of": hash of the responses, "scores": {annotator: [number or null, ...]}, "error": text or null}
     """
     # every process sees the same order, whatever is done already: parts never overlap
-    mine = itertools.islice(_items(settings.generations), rank, None, processes)
-    waiting = [(item, error) for item, error in mine if item.id not in store.done]
-    left = 0
+    mine = itertools.islice(read_generations(settings.generations), rank, None, processes)
+    waiting = [prompt for prompt in mine if prompt.id not in store.done]
     with tqdm(total=len(waiting), unit="prompt", desc="annotate", disable=rank != 0, smoothing=0.05) as bar:
         for start in range(0, len(waiting), settings.prompts_per_batch):
             batch = waiting[start : start + settings.prompts_per_batch]
-            unfinished = _annotate_batch(batch, annotators, store)
+            items = [
+                Item(prompt.id, prompt.row, prompt.prompt, prompt.texts, prompt.arguments)
+                for prompt in batch
+                if prompt.responses
+            ]
+            scored = {name: score_all(name, annotator, items) for name, annotator in annotators.items()}
+            at = {item.id: number for number, item in enumerate(items)}
+            for prompt in batch:
+                found = {name: of[at[prompt.id]] for name, of in scored.items()} if prompt.id in at else {}
+                store.append(prompt.id, _record(prompt, found))
             bar.update(len(batch))
-            left += unfinished
-            if unfinished == len(batch):  # nobody answers: waiting for the rest would only take longer
-                return len(waiting) - start - unfinished + left
-    return left
 
 
-def _items(generations: str) -> Iterator[tuple[Item, str | None]]:
-    for prompt in read_generations(generations):
-        yield Item(prompt.id, prompt.row, prompt.prompt, prompt.texts), prompt.error
+def score_all(name: str, annotator: Annotator, items: Sequence[Item]) -> list[Scored]:
+    """Scores of every item: together, and where that fails one by one, so that only what fails has none.
+
+    Raises:
+        AnnotatorBroken: all of several items fail.
+    """
+    found, failure = _try(annotator, items)
+    if failure is None:
+        return found
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()  # where memory was what failed
+    tried = [_try(annotator, [item]) for item in items]
+    if len(items) > 1 and all(reason is not None for _, reason in tried):
+        raise AnnotatorBroken(
+            f"annotator {name} fails on every prompt, e.g. {items[0].id} (row {items[0].row}): {failure}"
+        )
+    return [
+        one[0] if reason is None else Scored([None] * len(item.responses), [reason])
+        for item, (one, reason) in zip(items, tried, strict=True)
+    ]
 
 
-def _annotate_batch(batch: Sequence[tuple[Item, str | None]], annotators: Mapping[str, Annotator], store: Store) -> int:
-    items = [item for item, error in batch if error is None or item.responses]
-    scored = {name: score_all(annotator, items) for name, annotator in annotators.items()}
-    by_id = {item.id: {name: found[at] for name, found in scored.items()} for at, item in enumerate(items)}
-    left = 0
-    for item, error in batch:
-        found = by_id.get(item.id, {})
-        if any(one.again for one in found.values()):
-            left += 1
-            continue
-        store.append(item.id, _record(item, found, error))
-    return left
-
-
-def score_all(annotator: Annotator, items: Sequence[Item]) -> list[Scored]:
-    """Scores of every item: together, and where that fails one by one, so that only what fails has none."""
-    if not items:
-        return []
+def _try(annotator: Annotator, items: Sequence[Item]) -> tuple[list[Scored], str | None]:
+    """Scores, or why there are none: a template, a user's function and a device may raise anything."""
     try:
-        return [_checked(one) for one in annotator.score(items)]
-    except (ModelError, ConfigError):  # of the annotator, not of an item
+        return [_checked(one) for one in annotator.score(items)] if items else [], None
+    except SimPOError:  # of the annotator, not of an item
         raise
-    except Exception as error:  # a template, the user's function, or the device may raise anything
-        if len(items) > 1:
-            if isinstance(error, torch.OutOfMemoryError):
-                torch.cuda.empty_cache()
-            return [score_all(annotator, [item])[0] for item in items]
-        reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:300]}"
-        return [Scored([None] * len(items[0].responses), [reason])]
+    except Exception as error:
+        return [], f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:300]}"
 
 
 def _checked(scored: Scored) -> Scored:
@@ -188,14 +183,14 @@ def _checked(scored: Scored) -> Scored:
     return scored
 
 
-def _record(item: Item, found: Mapping[str, Scored], error: str | None) -> Record:
+def _record(prompt: ScoredPrompt, found: Mapping[str, Scored]) -> Record:
     problems = [f"{name}: {problem}" for name, one in found.items() for problem in one.problems]
     return {
-        "id": item.id,
-        "row": item.row,
-        "of": fingerprint(item.responses),
+        "id": prompt.id,
+        "row": prompt.row,
+        "of": fingerprint(prompt.texts),
         "scores": {name: one.scores for name, one in found.items()},
-        "error": "; ".join([*([f"generation: {error}"] if error else []), *problems]) or None,
+        "error": "; ".join([*([f"generation: {prompt.error}"] if prompt.error else []), *problems]) or None,
     }
 
 

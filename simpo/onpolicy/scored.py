@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
+from simpo.data.schema import template_arguments
 from simpo.errors import DataError
 from simpo.onpolicy.store import read_records
 
@@ -44,9 +45,9 @@ class ScoredPrompt:
         return [str(response.get("text") or "") for response in self.responses]
 
     @property
-    def prompt_key(self) -> str:
-        """The same for equal prompts, whatever their ids."""
-        return json.dumps(self.prompt, sort_keys=True, ensure_ascii=False)
+    def arguments(self) -> dict[str, Any]:
+        """What chat templates are given beside messages."""
+        return template_arguments(self.extra.get("tools"), self.extra.get("chat_template_kwargs"))
 
 
 def read_generations(folder: str) -> Iterator[ScoredPrompt]:

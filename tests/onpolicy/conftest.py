@@ -1,5 +1,7 @@
 """Generations and scores made by hand, in stores like those of the commands."""
 
+import importlib.util
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,3 +51,13 @@ def scored(made: dict[str, Any], **scores: Sequence[float | None]) -> dict[str, 
     texts = [response["text"] for response in made["responses"]]
     lists = {name: list(values) for name, values in scores.items()}
     return {"id": made["id"], "row": made["row"], "of": fingerprint(texts), "scores": lists, "error": None}
+
+
+def import_file(path: Path) -> Any:
+    """The module in a file that belongs to no package."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # dataclasses look there for their annotations
+    spec.loader.exec_module(module)
+    return module

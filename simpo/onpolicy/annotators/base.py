@@ -47,12 +47,10 @@ class Scored:
     Args:
         scores: one per response, higher is better; None where there is none.
         problems: why there is none, for people.
-        again: nothing can be said now, but perhaps later (a server is away): the item is to be tried again.
     """
 
     scores: list[float | None]
     problems: list[str] = field(default_factory=list)
-    again: bool = False
 
 
 class Annotator(Protocol):

@@ -9,6 +9,7 @@ be read is none, never a tie: the two responses then have no score, since they w
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from itertools import permutations
@@ -16,7 +17,8 @@ from pathlib import Path
 
 import jinja2
 
-from simpo.engines.base import Engine, Failure, Request
+from simpo.engines.base import Engine, Failure, Request, Sample
+from simpo.engines.server_engine import ServerEngine, ServerOptions
 from simpo.errors import ConfigError
 from simpo.onpolicy.annotators.base import Item, Scored
 from simpo.onpolicy.annotators.kinds import JudgeSettings
@@ -38,6 +40,15 @@ def read_verdict(text: str) -> str | None:
     return found[-1] if found else None
 
 
+def connect(settings: JudgeSettings) -> Engine:
+    """The servers of a judge; nothing is sent before the first request."""
+    urls = [settings.base_urls] if isinstance(settings.base_urls, str) else settings.base_urls
+    key = os.environ[settings.api_key_env] if settings.api_key_env else None
+    return ServerEngine(
+        ServerOptions(urls, settings.model, api="chat", max_in_flight=settings.max_in_flight, api_key=key)
+    )
+
+
 class Judge:
     """Scores the responses of a prompt by comparisons.
 
@@ -55,21 +66,16 @@ class Judge:
         self._template = read_template(settings.prompt_template)
 
     def score(self, items: Sequence[Item]) -> list[Scored]:
-        """Items of which a comparison had no answer from the server are to be tried again."""
+        """Raises EngineError when no server answers for long: what was scored before stays."""
         places = [(at, i, j) for at, item in enumerate(items) for i, j in permutations(range(len(item.responses)), 2)]
         requests = [self._ask(items[at], i, j) for at, i, j in places]
         found = [Scored([None] * len(item.responses)) for item in items]
         points: list[list[list[float | None]]] = [[[] for _ in item.responses] for item in items]
         for number, outcome in self._engine.generate(requests):
             at, i, j = places[number]
-            if isinstance(outcome, Failure):
-                found[at].again = True
-                found[at].problems.append(f"responses {i} and {j}: no answer of the judge: {outcome.error}")
-                continue
-            verdict = read_verdict(outcome.text)
+            verdict = None if isinstance(outcome, Failure) else read_verdict(outcome.text)
             if verdict is None:
-                end = outcome.text.strip()[-60:]
-                found[at].problems.append(f"responses {i} and {j}: no verdict in the judge's answer (...{end!r})")
+                found[at].problems.append(f"responses {i} and {j}: {_why(outcome)}")
             first, second = _POINTS.get(verdict or "", (None, None))
             points[at][i].append(first)
             points[at][j].append(second)
@@ -87,6 +93,13 @@ class Judge:
             temperature=self._settings.temperature,
             messages=[{"role": "user", "content": text}],
         )
+
+
+def _why(outcome: Sample | Failure) -> str:
+    if isinstance(outcome, Failure):
+        return f"no answer of the judge: {outcome.error}"
+    cut = ", which was cut at max_new_tokens" if outcome.finish_reason == "length" else ""
+    return f"no verdict in the judge's answer{cut}: ...{outcome.text.strip()[-60:]!r}"
 
 
 def _mean(points: Sequence[float | None]) -> float | None:

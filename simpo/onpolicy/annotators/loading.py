@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import transformers
+from accelerate import PartialState
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from simpo.errors import ModelError
@@ -26,7 +27,9 @@ def load_scorer(
     """
     if trust_remote_code:
         _offer_removed_names()
-        print(f"trust_remote_code: running Python code that comes with {name} (revision {revision or 'main'})")
+        PartialState().print(
+            f"trust_remote_code: running Python code that comes with {name} (revision {revision or 'main'})"
+        )
     wanted = {"auto": torch.float32 if device.type == "cpu" else torch.bfloat16}.get(dtype) or getattr(torch, dtype)
     common = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
     # of a class, not of Auto: there is no code to trust

@@ -95,7 +95,7 @@ class RewardModel:
         score = output.logits if score is None else score
         if score.numel() != len(rows):
             raise ModelError(
-                f"{self._settings.model}: gives {score.numel() // len(rows)} numbers for a text; a reward model gives one"
+                f"{self._settings.model}: gives {score.numel() // len(rows)} numbers for a text, a reward model one"
             )
         return score.reshape(-1).float()
 
