@@ -232,8 +232,8 @@ def test_batches_hold_all_and_fit() -> None:
         ({"a": {"kind": "reward"}}, "annotators.a: kind: reward is unknown: did you mean 'reward_model'"),
         ({"a": {"kind": "reward_model"}}, "annotators.a: model is missing; write text"),
         (
-            {"a": {"kind": "reward_model", "model": "m", "trust": True}},
-            "annotators.a: unknown setting 'trust'; did you",
+            {"a": {"kind": "reward_model", "model": "m", "trust_code": True}},
+            "annotators.a: unknown setting 'trust_code'; did you",
         ),
         ({"a": {"kind": "function", "function": "f"}}, "annotators.a: function: 'f' must be module:function"),
         ({"a": {"kind": "judge", "model": "m", "base_urls": "u", "api_key_env": "NO_KEY_X"}}, "NO_KEY_X is not set"),

@@ -1,5 +1,8 @@
-"""A reward model with code of its own, in the shape of RLHFlow/ArmoRM-Llama3-8B-v0.1: it imports what transformers 5 no
-longer has, looks for the last text token by the padding and for the assistant's header by its ids, and gives `score`."""
+"""A reward model with code of its own, in the shape of RLHFlow/ArmoRM-Llama3-8B-v0.1.
+
+It imports what transformers 5 no longer has, looks for the last text token by the padding and for the assistant's
+header by its ids, and gives `score`.
+"""
 
 from dataclasses import dataclass
 
