@@ -8,7 +8,7 @@ from simpo.cli.words import Verbs, add_verb
 HELP = """\
 Score every response of `simpo generate` by reward models, PairRM, a judge or a Python function. The same command
 goes on with a call that was interrupted:
-  simpo annotate training_configs/onpolicy/annotate.yaml --accelerate multi_gpu
+  simpo annotate training_configs/onpolicy/annotate-armorm.yaml --accelerate multi_gpu
 """
 
 FLAGS = LAUNCH_FLAGS
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     from simpo.settings.flat import read_flat
 
     def check(files: object, words: object) -> AnnotateSettings:
-        return read_flat(AnnotateSettings, args.configs, overrides, "docs/onpolicy.md")
+        return read_flat(AnnotateSettings, args.configs, overrides)
 
     if launches(args):
         relaunch("annotate", args, overrides, check, [])

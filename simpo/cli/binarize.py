@@ -32,4 +32,4 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     from simpo.onpolicy.binarize import BinarizeSettings, run_binarize
     from simpo.settings.flat import read_flat
 
-    run_binarize(read_flat(BinarizeSettings, args.configs, overrides, "docs/onpolicy.md"), overwrite=args.overwrite)
+    run_binarize(read_flat(BinarizeSettings, args.configs, overrides), overwrite=args.overwrite)

@@ -18,7 +18,7 @@ from simpo.onpolicy.agreement import agreement_table
 from simpo.onpolicy.annotators.base import Annotator, Item, Scored
 from simpo.onpolicy.annotators.kinds import identity, load_annotator, read_annotators
 from simpo.onpolicy.scored import ScoredPrompt, fingerprint, read_generations
-from simpo.onpolicy.store import Record, Store
+from simpo.onpolicy.store import Record, Store, read_settings_of
 
 _EXAMPLES = 5
 
@@ -80,7 +80,10 @@ def run_annotate(settings: AnnotateSettings) -> None:
 def _shared_store(settings: AnnotateSettings, state: PartialState) -> Iterator[Store]:
     """The store of all processes: the main one holds its lock from before the others enter until they have left."""
     kinds = read_annotators(settings.annotators)
-    made_with = {"generations": settings.generations, **{name: identity(kind) for name, kind in kinds.items()}}
+    made_with = {
+        "generations": read_settings_of(settings.generations),  # not the path: folders are moved
+        **{f"annotator {name}": identity(kind) for name, kind in kinds.items()},
+    }
     store = Store(settings.output_dir, made_with, rank=state.process_index)
     if state.num_processes == 1:
         with store:

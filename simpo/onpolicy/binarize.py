@@ -222,7 +222,12 @@ def _candidates(
         elif settings.drop_cut_off and response.get("finish_reason") == "length":
             report.left_out["cut off by the length limit"] += 1
         else:
-            found.append(Candidate(index, response["text"], score, int(response.get("tokens") or 0)))
+            found.append(Candidate(index, response["text"], score, int(response.get("tokens", -1))))
+    if settings.max_length_ratio is not None and any(candidate.tokens < 0 for candidate in found):
+        raise DataError(
+            f"max_length_ratio: the lengths of the responses to {prompt.id} (row {prompt.row}) are not known, the "
+            "server did not say them; leave it out"
+        )
     return found
 
 
@@ -244,8 +249,8 @@ def _row(prompt: ScoredPrompt, pair: Picked, annotator: str) -> dict[str, Any]:
         "chosen_score": pair.chosen.score,
         "rejected_score": pair.rejected.score,
         "margin": pair.margin,
-        "chosen_tokens": pair.chosen.tokens,
-        "rejected_tokens": pair.rejected.tokens,
+        "chosen_tokens": pair.chosen.tokens if pair.chosen.tokens >= 0 else None,
+        "rejected_tokens": pair.rejected.tokens if pair.rejected.tokens >= 0 else None,
         "responses": prompt.texts,
         "finish_reasons": [str(response.get("finish_reason")) for response in prompt.responses],
         "seeds": [response.get("seed") for response in prompt.responses],

@@ -15,7 +15,7 @@ from simpo.settings.oldnames import show
 if TYPE_CHECKING:
     from simpo.onpolicy.binarize import BinarizeReport, BinarizeSettings
 
-_CHOSEN, _REJECTED, _ALL = "#2166ac", "#d6604d", "#bdbdbd"
+_COLOURS, _ALL = {"chosen": "#2166ac", "rejected": "#d6604d"}, "#bdbdbd"
 _QUANTILES = (0.0, 0.1, 0.5, 0.9, 1.0)
 
 
@@ -27,16 +27,8 @@ def dataset_card(
     picture: str | None,
 ) -> str:
     """Markdown: what is in the data set, where it is from, what was left out and why."""
-    values = {
-        "chosen score": [row["chosen_score"] for row in rows],
-        "rejected score": [row["rejected_score"] for row in rows],
-        "margin": [row["margin"] for row in rows],
-        "chosen tokens": [row["chosen_tokens"] for row in rows],
-        "rejected tokens": [row["rejected_tokens"] for row in rows],
-    }
-    longer = np.mean([row["chosen_tokens"] > row["rejected_tokens"] for row in rows])
-    chosen_by = {item.name: show(getattr(settings, item.name)) for item in fields(settings)}
-    chosen_by["annotator"] = report.annotator
+    options = {item.name: show(getattr(settings, item.name)) for item in fields(settings)}
+    options["annotator"] = report.annotator
     dropped = [(cause, f"{count:,}", advice[cause.split(": ")[0]]) for cause, count in report.dropped.most_common()]
     return "\n".join(
         [
@@ -55,22 +47,30 @@ def dataset_card(
             _table(("cause", "prompts", "what to do"), dropped) if dropped else "None.", "",
             "## Scores and lengths", "",
             *([f"![Histograms of scores, margins and lengths]({picture})", ""] if picture else []),
-            _table(
-                ("", "mean", "least", "10 %", "median", "90 %", "most"),
-                [(name, *_summary(numbers)) for name, numbers in values.items()],
-            ), "",
-            f"The chosen response is the longer one in {longer:.0%} of the pairs.", "",
+            *_summaries(rows), "",
             "## Settings", "",
             _table(
-                ("setting", "value"), list(chosen_by.items())
+                ("setting", "value"), list(options.items())
             ), "",
             "Columns: `prompt`, `chosen`, `rejected` train as they are; the others say where a pair comes from.", "",
         ]
     )  # fmt: skip
 
 
-def _summary(numbers: Sequence[float]) -> list[str]:
-    return [f"{value:.4g}" for value in (float(np.mean(numbers)), *np.quantile(numbers, _QUANTILES))]
+def _summaries(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    measured = [row for row in rows if row["chosen_tokens"] is not None and row["rejected_tokens"] is not None]
+    columns = [("chosen score", rows), ("rejected score", rows), ("margin", rows)]
+    columns += [("chosen tokens", measured), ("rejected tokens", measured)] if measured else []
+    lines = []
+    for name, of in columns:
+        numbers = [row[name.replace(" ", "_")] for row in of]
+        quantiles = (float(np.mean(numbers)), *np.quantile(numbers, _QUANTILES))
+        lines.append([name, *(f"{value:.4g}" for value in quantiles)])
+    text = [_table(("", "mean", "least", "10 %", "median", "90 %", "most"), lines)]
+    if measured:
+        longer = np.mean([row["chosen_tokens"] > row["rejected_tokens"] for row in measured])
+        text += ["", f"The chosen response is the longer one in {longer:.0%} of the pairs."]
+    return text
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -94,33 +94,37 @@ def draw_histograms(
     everything = [score for prompt in prompts for score in prompt.scores.get(annotator, []) if score is not None]
     figure = Figure(figsize=(13, 3.8), dpi=120, layout="constrained")
     scores, margins, lengths = figure.subplots(1, 3)
-    pair = {"chosen": _CHOSEN, "rejected": _REJECTED}
     edges = _edges(everything)
     scores.hist(everything, edges, color=_ALL, label=f"all responses ({len(everything):,})")
-    for side, colour in pair.items():
+    for side, colour in _COLOURS.items():
         scores.hist([row[f"{side}_score"] for row in rows], edges, histtype="step", lw=2, color=colour, label=side)
     scores.set(title=f"Scores of {annotator}", xlabel="score", ylabel="responses")
-    margins.hist([row["margin"] for row in rows], _edges([row["margin"] for row in rows]), color=_CHOSEN)
+    values = [row["margin"] for row in rows]
+    margins.hist(values, _edges(values), color=_COLOURS["chosen"])
     margins.set(title="Margins", xlabel="chosen score - rejected score", ylabel="pairs")
-    edges = _edges([row[f"{side}_tokens"] for row in rows for side in pair])
-    for side, colour in pair.items():
-        tokens = [row[f"{side}_tokens"] for row in rows]
-        label = f"{side}, mean {np.mean(tokens):.4g}"
-        lengths.hist(tokens, edges, histtype="step", lw=2, color=colour, label=label)
-    lengths.set(title="Lengths", xlabel="tokens", ylabel="responses")
+    _draw_lengths(lengths, rows)
     for axes in (scores, lengths):
         axes.margins(y=0.25)  # room for the legend above the bars
-        axes.legend(frameon=False, loc="upper left", fontsize=9, ncols=1)
+        axes.legend(frameon=False, loc="upper left", fontsize=9)
     for axes in (scores, margins, lengths):
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path)
     return path.name
 
 
+def _draw_lengths(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+    sides = {side: [row[f"{side}_tokens"] for row in rows if row[f"{side}_tokens"] is not None] for side in _COLOURS}
+    edges = _edges([*sides["chosen"], *sides["rejected"]])
+    for side, tokens in sides.items():
+        label = f"{side}, mean {np.mean(tokens):.4g}" if tokens else f"{side}: not known"
+        axes.hist(tokens, edges, histtype="step", lw=2, color=_COLOURS[side], label=label)
+    axes.set(title="Lengths", xlabel="tokens", ylabel="responses")
+
+
 def _edges(numbers: Sequence[float]) -> Any:
     """Edges of 40 bins; for whole numbers as many of them in each bin, which bins of any width would not have."""
     values = np.asarray(numbers)
-    if not np.issubdtype(values.dtype, np.integer):
+    if not len(values) or not np.issubdtype(values.dtype, np.integer):
         return np.histogram_bin_edges(values, bins=40)
     step = -(-(values.max() - values.min() + 1) // 40)
     return np.arange(values.min(), values.max() + step + 1, step) - 0.5

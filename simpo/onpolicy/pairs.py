@@ -35,7 +35,7 @@ class Candidate:
         index: its place among the responses of its prompt, from 0.
         text: as it was sampled.
         score: finite; higher is better.
-        tokens: its length.
+        tokens: its length; -1 where it is not known.
     """
 
     index: int

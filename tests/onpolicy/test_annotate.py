@@ -28,9 +28,14 @@ from simpo.onpolicy.annotators.judge import Judge, read_template
 from simpo.onpolicy.annotators.kinds import JudgeSettings
 from simpo.onpolicy.store import Store, read_records, read_summary
 from tests.launching import run
-from tests.onpolicy.conftest import generation
+from tests.onpolicy.made import generation, store_in
 
 TEXTS = ["one", "two words", "three more words"]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Any:
+    return store_in(tmp_path)
 
 
 def length(prompt: Any, responses: list[str]) -> list[float]:
@@ -71,7 +76,7 @@ def test_the_command(store, tmp_path, monkeypatch, capsys) -> None:
     config["annotators"]["short"]["function"] = "checks:other"
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
     assert main(["annotate", str(tmp_path / "c.yaml")]) == 2
-    assert "made with other settings (short: " in capsys.readouterr().err
+    assert "made with other settings (annotator short: " in capsys.readouterr().err
 
 
 def test_each_fault_has_its_row_and_stops_no_other(store, tmp_path) -> None:

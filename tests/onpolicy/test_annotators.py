@@ -20,6 +20,7 @@ from simpo.onpolicy.annotators.base import Item, batches_by_length
 from simpo.onpolicy.annotators.kinds import read_annotators
 from simpo.onpolicy.annotators.pairrm import MARKS, PairRanker, PairRM
 from simpo.onpolicy.annotators.reward import RewardModel
+from tests.onpolicy.made import import_file
 
 CPU = torch.device("cpu")
 RESPONSES = ["Yes.", "No, and here is a much longer answer that goes on for a while.", "Perhaps it is so", "x", ""]
@@ -59,8 +60,6 @@ def reward_dir(tmp_path, tiny_tokenizer) -> str:
 @pytest.fixture
 def armo_dir(tmp_path, tiny_tokenizer, monkeypatch) -> str:
     monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
-    from tests.onpolicy.conftest import import_file
-
     monkeypatch.setattr(transformers.models.llama.modeling_llama, "LLAMA_INPUTS_DOCSTRING", "", raising=False)
     custom = import_file(CODE)
     header = tiny_tokenizer("<|start_header_id|>assistant<|end_header_id|>", add_special_tokens=False)["input_ids"]

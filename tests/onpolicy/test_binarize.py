@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 from datasets import load_from_disk
 from hypothesis import HealthCheck, given, settings
@@ -15,9 +16,19 @@ from simpo.cli import main
 from simpo.errors import ConfigError, DataError
 from simpo.onpolicy.binarize import BinarizeSettings, make_rows, run_binarize, split_rows
 from simpo.onpolicy.scored import ScoredPrompt
-from tests.onpolicy.conftest import generation, scored
+from tests.onpolicy.made import generation, scored, store_in
 
 WORDS = ["one", "two words", "three more words", "and four more words", "five"]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Any:
+    return store_in(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf_cache")
 
 
 def folders(store: Any, size: int = 20, order: int = 0) -> dict[str, str]:
@@ -144,6 +155,17 @@ def test_texts_make_texts(store, tmp_path) -> None:
     assert (row["prompt"], row["chosen"], row["rejected"]) == ("Q0: ", "yes", "no")
 
 
+def test_lengths_that_a_server_did_not_say(store, tmp_path) -> None:
+    made = [generation(row, ["yes", "no"]) for row in range(3)]
+    for one in made:
+        one["responses"][0]["tokens"] = -1
+    where = {"generations": store("g", made), "scores": store("s", [scored(one, rm=[1, 0]) for one in made])}
+    run_binarize(BinarizeSettings(**where, output_dir=str(tmp_path / "out")))
+    assert load_from_disk(str(tmp_path / "out"))["train"]["chosen_tokens"] == [None] * 3
+    with pytest.raises(DataError, match=r"lengths of the responses to p0 \(row 0\) are not known"):
+        run_binarize(BinarizeSettings(**where, output_dir=str(tmp_path / "other"), max_length_ratio=1.5))
+
+
 def test_folders_that_do_not_belong_together(store) -> None:
     made, others = generation(0, ["a", "b"]), generation(0, ["a", "c"])
     with pytest.raises(DataError, match="belong to other responses"):
@@ -188,11 +210,11 @@ def test_settings_say_where_they_are_wrong(tmp_path: Path, line: str, message: s
     config = tmp_path / "c.yaml"
     config.write_text(f"generations: g\nscores: s\n{line}\n")
     with pytest.raises(ConfigError, match=message):
-        read_flat(BinarizeSettings, [config], ["--output_dir=o"], "docs/onpolicy.md")
+        read_flat(BinarizeSettings, [config], ["--output_dir=o"])
 
 
 def test_what_is_missing_is_named() -> None:
     from simpo.settings.flat import read_flat
 
-    with pytest.raises(ConfigError, match="command line: generations is missing; write text"):
-        read_flat(BinarizeSettings, [], ["--scores=s", "--output_dir=o"], "docs/onpolicy.md")
+    with pytest.raises(ConfigError, match="command line: generations is missing"):
+        read_flat(BinarizeSettings, [], ["--scores=s", "--output_dir=o"])

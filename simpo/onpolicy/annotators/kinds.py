@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from simpo.checks import is_number
 from simpo.errors import ConfigError
 from simpo.onpolicy.annotators.base import Annotator
-from simpo.settings.flat import fit_mapping, nearest
+from simpo.settings.nested import fit_mapping, nearest
 
 if TYPE_CHECKING:
     import torch
 
-PAGE = "docs/onpolicy.md"
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 
 
@@ -152,8 +151,8 @@ def read_annotators(value: Mapping[str, Any]) -> dict[str, AnySettings]:
             raise ConfigError(f"{where}: write a mapping with kind, one of {', '.join(KINDS)}")
         kind, rest = entry["kind"], {key: item for key, item in entry.items() if key != "kind"}
         if kind not in KINDS:
-            raise ConfigError(f"{where}: kind: {kind} is unknown: {nearest(str(kind), KINDS, PAGE)}")
-        found[str(name)] = fit_mapping(KINDS[kind], rest, where, PAGE)
+            raise ConfigError(f"{where}: kind: {kind} is unknown: {nearest(str(kind), KINDS)}")
+        found[str(name)] = fit_mapping(KINDS[kind], rest, where)
     return found
 
 

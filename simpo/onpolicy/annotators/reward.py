@@ -46,6 +46,7 @@ class RewardModel:
         self._template = resolve_chat_template(settings.chat_template, self.tokenizer) or own_template(self.tokenizer)
         limits = (settings.max_length, getattr(self.model.config, "max_position_embeddings", None))
         self._max_length = min([limit for limit in limits if limit] + [self.tokenizer.model_max_length])
+        self._adds_bos = self._ids(["a"], add_special_tokens=True)[0][:1] == [self.tokenizer.bos_token_id]
         self._pad: int | None = getattr(self.model.config, "pad_token_id", None)
 
     def score(self, items: Sequence[Item]) -> list[Scored]:
@@ -75,16 +76,18 @@ class RewardModel:
         if not conversations:
             return []
         texts = render(self.tokenizer, self._template, conversations, item.arguments)
-        ids: list[list[int]] = self.tokenizer(texts, add_special_tokens=False)["input_ids"]  # type: ignore[assignment]
-        return [self._with_one_bos(row) for row in ids]
+        return [self._with_one_bos(row) for row in self._ids(texts, add_special_tokens=False)]
+
+    def _ids(self, texts: list[str], *, add_special_tokens: bool) -> list[list[int]]:
+        ids: Any = self.tokenizer(texts, add_special_tokens=add_special_tokens, verbose=False)["input_ids"]
+        return list(ids)
 
     def _with_one_bos(self, ids: list[int]) -> list[int]:
         bos = self.tokenizer.bos_token_id
         if bos is None:
             return ids
         written = next((at for at, token in enumerate(ids) if token != bos), len(ids))
-        own: list[int] = self.tokenizer("a")["input_ids"]  # type: ignore[assignment]
-        return [bos] * (written > 0 or own[:1] == [bos]) + ids[written:]
+        return [bos] * (written > 0 or self._adds_bos) + ids[written:]
 
     @torch.inference_mode()
     def _run(self, rows: Sequence[list[int]]) -> Tensor:

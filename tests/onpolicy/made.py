@@ -6,16 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import datasets
-import pytest
-
 from simpo.onpolicy.scored import fingerprint
 from simpo.onpolicy.store import Store
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf_cache")
 
 
 def generation(row: int, texts: Sequence[str], **changes: Any) -> dict[str, Any]:
@@ -33,15 +25,14 @@ def generation(row: int, texts: Sequence[str], **changes: Any) -> dict[str, Any]
     return {"id": f"p{row}", "row": row, "prompt": prompt, "responses": responses, "error": None, **changes}
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Callable[[str, Sequence[dict[str, Any]]], str]:
-    """store(name, records) -> the folder of a store with these records, in this order."""
+def store_in(folder: Path) -> Callable[[str, Sequence[dict[str, Any]]], str]:
+    """make(name, records) -> a folder in `folder`: a store with these records, in this order."""
 
     def make(name: str, records: Sequence[dict[str, Any]]) -> str:
-        with Store(tmp_path / name, {}) as made:
+        with Store(folder / name, {}) as made:
             for record in records:
                 made.append(record["id"], record)
-        return str(tmp_path / name)
+        return str(folder / name)
 
     return make
 
