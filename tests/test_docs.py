@@ -21,14 +21,19 @@ from simpo.cli.inspection import source_overrides
 from simpo.cli.launch import launch_config
 from simpo.cli.words import split_overrides
 from simpo.errors import ConfigError, ModelError
+from simpo.onpolicy.annotate import AnnotateSettings
+from simpo.onpolicy.binarize import BinarizeSettings
 from simpo.run.sft.settings import check_sft_settings, sft_field_types
 from simpo.settings import check_settings, read_settings
 from simpo.settings.fieldtypes import field_types
+from simpo.settings.flat import read_flat
 from simpo.sweep.space import check_candidates, read_space
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 HH = ROOT.parent / "shared" / "data" / "hh_harmless_train.jsonl.gz"
+# Verbs with settings of their own -> their dataclass.
+ON_POLICY: dict[str, type[Any]] = {"annotate": AnnotateSettings, "binarize": BinarizeSettings}
 # Files that the text invents for the reader's own.
 INVENTED = {"my-machine.yaml": "per_device_train_batch_size: 4\n"}
 
@@ -144,6 +149,9 @@ def check_accelerate(words: list[str], tmp_path: Path) -> None:
 def check_simpo(words: list[str], tmp_path: Path) -> None:
     own, overrides = split_overrides(words[1:], cli.VERBS[words[0]].FLAGS)
     args = cli._parser().parse_args([words[0], *own])
+    if words[0] in ON_POLICY:
+        read_flat(ON_POLICY[words[0]], args.configs, overrides)
+        return
     if words[0] == "sweep":
         check_candidates(read_space(args.space), args.configs, [*overrides, "--use_cpu=true"])
         return

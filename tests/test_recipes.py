@@ -53,7 +53,7 @@ def read(name: str, *overrides: str) -> Any:
 
 
 def test_every_file_is_listed() -> None:
-    assert {path.stem for path in CONFIGS.glob("*")} == {*SHIPPED, "sft", "sweeps"}
+    assert {path.stem for path in CONFIGS.glob("*")} == {*SHIPPED, "onpolicy", "sft", "sweeps"}
 
 
 @pytest.mark.parametrize("name", sorted(SHIPPED))

@@ -67,9 +67,12 @@ def run_annotate(settings: AnnotateSettings) -> None:
         StoreError: a folder is missing, damaged, in use, or made with other annotators.
     """
     state = PartialState(cpu=settings.use_cpu)
-    with _shared_store(settings, state) as store:
-        kinds = read_annotators(settings.annotators)
-        annotators = {name: load_annotator(kind, state.device) for name, kind in kinds.items()}
+    made_with = {"generations": read_settings_of(settings.generations)}  # not the path: folders are moved
+    kinds = read_annotators(settings.annotators)
+    made_with |= {f"annotator {name}": identity(kind) for name, kind in kinds.items()}
+    # first, so that a wrong name leaves no folder behind that holds to it
+    annotators = {name: load_annotator(kind, state.device) for name, kind in kinds.items()}
+    with _shared_store(Store(settings.output_dir, made_with, rank=state.process_index), state) as store:
         annotate(settings, annotators, store, state.process_index, state.num_processes)
         state.wait_for_everyone()
         if state.is_main_process:
@@ -77,14 +80,8 @@ def run_annotate(settings: AnnotateSettings) -> None:
 
 
 @contextmanager
-def _shared_store(settings: AnnotateSettings, state: PartialState) -> Iterator[Store]:
+def _shared_store(store: Store, state: PartialState) -> Iterator[Store]:
     """The store of all processes: the main one holds its lock from before the others enter until they have left."""
-    kinds = read_annotators(settings.annotators)
-    made_with = {
-        "generations": read_settings_of(settings.generations),  # not the path: folders are moved
-        **{f"annotator {name}": identity(kind) for name, kind in kinds.items()},
-    }
-    store = Store(settings.output_dir, made_with, rank=state.process_index)
     if state.num_processes == 1:
         with store:
             yield store
@@ -96,7 +93,7 @@ def _shared_store(settings: AnnotateSettings, state: PartialState) -> Iterator[S
         except StoreError as error:  # the others wait at the barrier, and are told there
             refused.append(error)
     if any(_gathered(len(refused), state)):
-        raise refused[0] if refused else StoreError(f"{settings.output_dir}: the main process cannot open it")
+        raise refused[0] if refused else StoreError(f"{store.folder}: the main process cannot open it")
     if not state.is_main_process:
         store.__enter__()
     try:

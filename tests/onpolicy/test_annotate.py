@@ -168,13 +168,15 @@ def test_a_second_run_is_refused(store, tmp_path) -> None:
         run_annotate(options(generations, tmp_path / "s"))
 
 
-def test_settings(tmp_path) -> None:
+def test_settings(store, tmp_path) -> None:
     with pytest.raises(ConfigError, match="prompts_per_batch: 0 must be at least 1"):
         options("g", tmp_path, prompts_per_batch=0)
     with pytest.raises(ConfigError, match=r"annotators: annotators.x: kind: nothing is unknown"):
         options("g", tmp_path, annotators={"x": {"kind": "nothing"}})
     with pytest.raises(ConfigError, match="function: no_such:thing cannot be imported: ModuleNotFoundError"):
-        run_annotate(options("g", tmp_path, annotators={"x": {"kind": "function", "function": "no_such:thing"}}))
+        wrong = {"x": {"kind": "function", "function": "no_such:thing"}}
+        run_annotate(options(store("g", []), tmp_path / "s", annotators=wrong))
+    assert not (tmp_path / "s").exists()  # nothing is left that holds to the wrong name
 
 
 @pytest.mark.multiprocess

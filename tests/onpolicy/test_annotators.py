@@ -1,6 +1,8 @@
 """Scoring models through the real loading code: tiny random weights, saved and loaded like those of the hub."""
 
+import re
 import shutil
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,12 @@ from transformers import (
 )
 
 from simpo.errors import ConfigError, ModelError
+from simpo.onpolicy.annotate import AnnotateSettings
 from simpo.onpolicy.annotators.base import Item, batches_by_length
-from simpo.onpolicy.annotators.kinds import read_annotators
+from simpo.onpolicy.annotators.kinds import KINDS, read_annotators
 from simpo.onpolicy.annotators.pairrm import MARKS, PairRanker, PairRM
 from simpo.onpolicy.annotators.reward import RewardModel
+from simpo.onpolicy.binarize import BinarizeSettings
 from tests.onpolicy.made import import_file
 
 CPU = torch.device("cpu")
@@ -211,6 +215,16 @@ def test_marks_in_a_text_do_not_move_the_marks(pairrm_dir: str) -> None:
 def test_another_model_is_no_pairrm(reward_dir: str) -> None:
     with pytest.raises(ModelError, match="rm"):
         make("pairrm", model=reward_dir)
+
+
+def test_every_setting_is_described() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "onpolicy.md").read_text()
+    parts = dict(re.findall(r"^(?:##|###) (.+?)\n(.*?)(?=^##|\Z)", page, re.MULTILINE | re.DOTALL))
+    described = {"Annotate": AnnotateSettings, "Binarize": BinarizeSettings}
+    described |= {f"`kind: {kind}`": owner for kind, owner in KINDS.items()}
+    for heading, owner in described.items():
+        names = {item.name for item in fields(owner)}
+        assert names <= set(re.findall(r"`(\w+)(?:: [^`]*)?`", parts[heading])), heading
 
 
 def test_batches_hold_all_and_fit() -> None:
