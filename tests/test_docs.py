@@ -22,10 +22,11 @@ from simpo.cli.launch import launch_config
 from simpo.cli.words import split_overrides
 from simpo.errors import ConfigError, ModelError
 from simpo.onpolicy.annotate import AnnotateSettings
+from simpo.onpolicy.annotators.kinds import read_annotators
 from simpo.onpolicy.binarize import BinarizeSettings
 from simpo.run.sft.settings import check_sft_settings, sft_field_types
 from simpo.settings import check_settings, read_settings
-from simpo.settings.fieldtypes import field_types
+from simpo.settings.fieldtypes import field_types, types_of
 from simpo.settings.flat import read_flat
 from simpo.sweep.space import check_candidates, read_space
 
@@ -226,7 +227,10 @@ def test_yaml_names_settings(block: Block, tmp_path: Path) -> None:
     if "space" in settings:  # what a sweep searches
         (tmp_path / "space.yaml").write_text(block.text)
         settings = read_space(tmp_path / "space.yaml").space
-    assert settings and set(settings) <= set(sft_field_types() if block.page == "docs/sft.md" else field_types())
+    names = {"docs/sft.md": set(sft_field_types()), "docs/onpolicy.md": {*types_of(AnnotateSettings)}}
+    assert settings and set(settings) <= names.get(block.page, set(field_types()))
+    if "annotators" in settings:
+        read_annotators(settings["annotators"])
 
 
 @pytest.mark.parametrize("block", blocks("json"), ids=lambda block: block.name)

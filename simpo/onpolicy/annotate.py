@@ -16,7 +16,8 @@ from tqdm.auto import tqdm
 from simpo.errors import ConfigError, SimPOError, StoreError
 from simpo.onpolicy.agreement import agreement_table
 from simpo.onpolicy.annotators.base import Annotator, Item, Scored
-from simpo.onpolicy.annotators.kinds import identity, load_annotator, read_annotators
+from simpo.onpolicy.annotators.build import load_annotator
+from simpo.onpolicy.annotators.kinds import identity, read_annotators
 from simpo.onpolicy.scored import ScoredPrompt, fingerprint, read_generations
 from simpo.onpolicy.store import Record, Store, read_settings_of
 

@@ -73,7 +73,7 @@ def test_the_command(store, tmp_path, monkeypatch, capsys) -> None:
     assert read_summary(tmp_path / "s") is not None
     assert main(["binarize", f"--generations={generations}", f"--scores={tmp_path / 's'}", "--annotator=short",
                  f"--output_dir={tmp_path / 'pairs'}"]) == 0  # fmt: skip
-    config["annotators"]["short"]["function"] = "checks:other"
+    config["annotators"]["short"]["function"] = "tests.onpolicy.test_annotate:length"
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
     assert main(["annotate", str(tmp_path / "c.yaml")]) == 2
     assert "made with other settings (annotator short: " in capsys.readouterr().err
@@ -173,9 +173,10 @@ def test_settings(store, tmp_path) -> None:
         options("g", tmp_path, prompts_per_batch=0)
     with pytest.raises(ConfigError, match=r"annotators: annotators.x: kind: nothing is unknown"):
         options("g", tmp_path, annotators={"x": {"kind": "nothing"}})
+    wrong = {"x": {"kind": "function", "function": "no_such:thing"}}
+    missing = options(store("g", []), tmp_path / "s", annotators=wrong)
     with pytest.raises(ConfigError, match="function: no_such:thing cannot be imported: ModuleNotFoundError"):
-        wrong = {"x": {"kind": "function", "function": "no_such:thing"}}
-        run_annotate(options(store("g", []), tmp_path / "s", annotators=wrong))
+        run_annotate(missing)
     assert not (tmp_path / "s").exists()  # nothing is left that holds to the wrong name
 
 

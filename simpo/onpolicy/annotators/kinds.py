@@ -1,21 +1,16 @@
-"""The kinds of annotators, their settings, and how each is made."""
+"""The kinds of annotators and their settings."""
 
 from __future__ import annotations
 
 import os
 import re
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from simpo.checks import is_number
 from simpo.errors import ConfigError
-from simpo.onpolicy.annotators.base import Annotator
 from simpo.settings.nested import fit_mapping, nearest
-
-if TYPE_CHECKING:
-    import torch
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 
@@ -163,49 +158,3 @@ def identity(settings: AnySettings) -> dict[str, Any]:
         "kind": next(kind for kind, owner in KINDS.items() if isinstance(settings, owner)),
         **{item.name: getattr(settings, item.name) for item in fields(settings) if item.name not in passing},
     }
-
-
-def load_annotator(settings: AnySettings, device: torch.device) -> Annotator:
-    """Make an annotator: load its model, or connect, or import.
-
-    Raises:
-        ConfigError, ModelError: it cannot be made; the message says why.
-    """
-    # the files of the kinds import torch and transformers' models, of which a run needs its own only
-    if isinstance(settings, RewardModelSettings):
-        from simpo.onpolicy.annotators.reward import RewardModel
-
-        return RewardModel(settings, device)
-    if isinstance(settings, PairRMSettings):
-        from simpo.onpolicy.annotators.pairrm import PairRM
-
-        return PairRM(settings, device)
-    if isinstance(settings, JudgeSettings):
-        from simpo.onpolicy.annotators.judge import Judge, connect
-
-        return Judge(settings, connect(settings))
-    from simpo.onpolicy.annotators.function import FunctionAnnotator
-
-    return FunctionAnnotator(import_function(settings.function))
-
-
-def import_function(name: str) -> Callable[..., Any]:
-    """The function of `module:function`.
-
-    Raises:
-        ConfigError: it cannot be imported, or is none.
-    """
-    import importlib
-
-    module, _, path = name.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # what `python -m` does, and a console script does not
-    try:
-        found: Any = importlib.import_module(module)
-        for part in path.split("."):
-            found = getattr(found, part)
-    except Exception as error:  # a module of the user's may raise anything
-        raise ConfigError(f"function: {name} cannot be imported: {type(error).__name__}: {error}") from error
-    if not callable(found):
-        raise ConfigError(f"function: {name} is no function")
-    return found  # type: ignore[no-any-return]
