@@ -6,7 +6,7 @@ from simpo.cli.words import Flag, Verbs, add_verb
 
 HELP = """\
 Make pairs of sampled responses by their scores, as a data set that `simpo train` reads as it is:
-  simpo binarize --generations=outputs/generations --scores=outputs/scores --output_dir=outputs/pairs --test_size=0.02
+  simpo binarize --generations=outputs/responses --scores=outputs/scores --output_dir=outputs/pairs --test_size=0.02
 """
 
 FLAGS = {"--overwrite": Flag("none")}
