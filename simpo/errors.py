@@ -15,3 +15,7 @@ class DataError(SimPOError, ValueError):
 
 class ModelError(SimPOError, ValueError):
     """A model, tokenizer or adapter cannot be loaded or cannot be served by the packed forward."""
+
+
+class StoreError(SimPOError):
+    """Finished records cannot be written or read, or are not those of this run."""
