@@ -19,3 +19,7 @@ class ModelError(SimPOError, ValueError):
 
 class StoreError(SimPOError):
     """Finished records cannot be written or read, or are not those of this run."""
+
+
+class EngineError(SimPOError):
+    """No response can be sampled: servers do not answer or refuse every request, or an engine is not installed."""
