@@ -13,6 +13,7 @@ import hashlib
 import inspect
 import itertools
 import logging
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, cast
 
@@ -49,17 +50,13 @@ def load_transformers_engine(
     Args:
         name_or_path: hub name or directory, also of a PEFT adapter.
         batch_size: responses that are sampled together.
-        device: where; None for accelerate's choice for this process.
+        device: where; None for this process's accelerator, or the CPU where there is none.
         dtype: `auto`, `bfloat16`, `float16`, `float32`; None: bfloat16, and float32 on a CPU.
 
     Raises:
         ModelError: it cannot be loaded.
     """
-    if device is None:
-        from accelerate import PartialState
-
-        device = PartialState().device
-    device = torch.device(device)
+    device = own_device() if device is None else torch.device(device)
     wanted = dtype or ("float32" if device.type == "cpu" else "bfloat16")
     try:
         tokenizer = AutoTokenizer.from_pretrained(
@@ -75,6 +72,14 @@ def load_transformers_engine(
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(f"cannot load a model from {name_or_path!r}: {reason}") from error
     return TransformersEngine(cast(Any, model).to(device), tokenizer, batch_size=batch_size)
+
+
+def own_device() -> torch.device:
+    """The accelerator of this process, by LOCAL_RANK among those of the machine; the CPU where there is none."""
+    found = torch.accelerator.current_accelerator(check_available=True)
+    if found is None:
+        return torch.device("cpu")
+    return torch.device(found.type, int(os.environ.get("LOCAL_RANK", "0")) % torch.accelerator.device_count())
 
 
 class TransformersEngine:
