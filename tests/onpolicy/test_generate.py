@@ -1,6 +1,7 @@
 """`simpo generate`: what is asked, what is kept, what is said, and what an interruption changes: nothing."""
 
 import json
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -293,9 +294,13 @@ def kill(make_generate, tmp_path: Path, kills: int, seed: int) -> None:
         settings = asdict(make_generate(rows, output_dir=str(tmp_path / folder), num_responses=2, batch_size=4))
         given = {key: value for key, value in settings.items() if value not in (None, [], {})}
         (tmp_path / f"g.yaml{suffix}").write_text(yaml.safe_dump(given))
-    worker = [sys.executable, str(WORKERS / "kill_generate.py"), str(kills), str(seed), str(tmp_path / "g.yaml")]
+    config, folder = tmp_path / "g.yaml", tmp_path / "out"
+    worker = [sys.executable, str(WORKERS / "kill_generate.py"), str(kills), str(seed)]
+    worker += [str(config), str(folder), f"{config}.whole"]
     done = subprocess.run(worker, env=environment(), capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
+    moments = [int(number) for number in re.findall(r"killed at (\d+) of 40", done.stdout)]
+    assert len(moments) == kills and max(moments) < 40 and len(set(moments)) > 1
     whole, interrupted = list(read_records(tmp_path / "whole")), list(read_records(tmp_path / "out"))
     assert len(whole) == 40 and interrupted == whole
     lines = [json.loads(line)["key"] for path in (tmp_path / "out").glob("records-*") for line in path.open()]

@@ -1,6 +1,7 @@
-"""Run `simpo generate ARGS` again and again, killed at random moments, then to its end.
+"""Run `simpo generate CONFIG` again and again, killed at random moments, then to its end.
 
-python kill_generate.py KILLS SEED CONFIG: each run is a fork of this process, which has imported everything already.
+python kill_generate.py KILLS SEED CONFIG FOLDER WHOLE: FOLDER is where CONFIG writes; WHOLE is the same configuration
+with another folder, for a run that nobody kills. The killed runs are forks of this process, which has imported all.
 """
 
 import os
@@ -8,14 +9,16 @@ import random
 import signal
 import sys
 import time
+from pathlib import Path
 
-import torch  # noqa: F401
-import transformers
+os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads do not outlive a fork
 
 from simpo import cli
-from simpo.onpolicy import generate  # noqa: F401
 
-transformers.AutoModelForCausalLM  # noqa: B018  # imported when it is first looked at
+
+def finished(folder: Path) -> int:
+    """Records that stand there."""
+    return sum(path.read_bytes().count(b"\n") for path in folder.glob("records-*.jsonl"))
 
 
 def start(config: str) -> int:
@@ -25,23 +28,19 @@ def start(config: str) -> int:
     return pid
 
 
-def main(kills: int, seed: int, config: str) -> None:
+def main(kills: int, seed: int, config: str, folder: Path, whole: str) -> int:
+    assert cli.main(["generate", whole]) == 0
     rng = random.Random(seed)
-    begun = time.monotonic()
-    os.waitpid(start(f"{config}.whole"), 0)
-    whole = time.monotonic() - begun  # seconds of a run that nobody kills
-    finished = 0
-    for _ in range(kills):
+    total = finished(Path(whole).parent / "whole")
+    for target in sorted(rng.choices(range(total - 4), k=kills)):
         pid = start(config)
-        time.sleep(rng.uniform(0, whole))
-        finished += os.waitpid(pid, os.WNOHANG)[0] == pid
-        if finished:
-            break
+        while finished(folder) < target and not os.waitpid(pid, os.WNOHANG)[0]:
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.1))
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-    status = os.waitpid(start(config), 0)[1]
-    print(f"status {status}, killed {kills if not finished else 'fewer'}, {whole:.2f} s")
-    sys.exit(os.waitstatus_to_exitcode(status))
+        print(f"killed at {finished(folder)} of {total}", flush=True)
+    return os.waitstatus_to_exitcode(os.waitpid(start(config), 0)[1])
 
 
-main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+sys.exit(main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], Path(sys.argv[4]), sys.argv[5]))
