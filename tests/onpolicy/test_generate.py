@@ -1,6 +1,7 @@
 """`simpo generate`: what is asked, what is kept, what is said, and what an interruption changes: nothing."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from simpo.onpolicy.generate import run_generate
 from simpo.onpolicy.settings import GenerateSettings, read_generate_settings
 from simpo.onpolicy.store import read_records, read_settings_of, read_summary
 from tests.engines.serving import Server, echo
-from tests.launching import environment
+from tests.launching import environment, run
 from tests.onpolicy.conftest import QUESTIONS
 
 WORKERS = Path(__file__).parents[1] / "workers"
@@ -314,3 +315,28 @@ def test_killed_at_random_moments_it_ends_with_the_same_set(make_generate, tmp_p
 @pytest.mark.slow
 def test_killed_twenty_times_it_ends_with_the_same_set(make_generate, tmp_path: Path) -> None:
     kill(make_generate, tmp_path, 20, seed=2)
+
+
+@pytest.mark.multiprocess
+@pytest.mark.slow
+def test_two_processes_give_the_set_of_one(make_generate, tmp_path: Path) -> None:
+    rows = [{"prompt": f"Question {number}?"} for number in range(12)] + [{"prompt": ""}]
+    alone = make_generate(rows, num_responses=2, batch_size=4)
+    run_generate(alone)
+    both = make_generate(rows, num_responses=2, batch_size=4, output_dir=str(tmp_path / "both"))
+    given = {key: value for key, value in asdict(both).items() if value not in (None, [], {})}
+    (tmp_path / "g.yaml").write_text(yaml.safe_dump(given))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [*launcher, "-m", "simpo.cli", "generate", str(tmp_path / "g.yaml")]
+    printed = run(command)
+    assert printed.count("24 responses to 13 prompts") == 1
+    shards = sorted((tmp_path / "both").glob("records-*"))
+    assert len(shards) == 2 and records_of(both) == records_of(alone)
+
+    # one of the files is torn, and another number of processes goes on
+    os.truncate(shards[1], shards[1].stat().st_size - 3)
+    run_generate(both)
+    assert records_of(both) == records_of(alone)
+    os.truncate(shards[0], 0)
+    run(command)
+    assert records_of(both) == records_of(alone)

@@ -157,6 +157,28 @@ def test_a_full_disk_is_one_line_and_keeps_what_was_done(tmp_path: Path, monkeyp
     assert rows_of(tmp_path) == list(range(10))
 
 
+@pytest.mark.parametrize("size", [20_000, 60_000])
+def test_a_disk_that_is_really_full(tmp_path: Path, size: int) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount a small disk")
+    try:
+        with pytest.raises(StoreError, match="No space left on device") as caught:
+            fill(disk / "store", range(10_000))
+        kept = len(rows_of(disk / "store")) if (disk / "store" / "store.json").exists() else 0
+        assert "\n" not in str(caught.value) and rows_of(disk / "store") == list(range(kept))
+        with pytest.raises(StoreError, match="No space left on device"):  # still full
+            fill(disk / "store", range(kept, 10_000))
+        assert len(rows_of(disk / "store")) >= kept > 10
+        subprocess.run(["mount", "-o", "remount,size=2m", str(disk)], check=True)
+        fill(disk / "store", range(len(rows_of(disk / "store")), 1000))
+        assert rows_of(disk / "store") == list(range(1000))
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
 def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def sync(fd: int) -> None:
         raise OSError(errno.EIO, "Input/output error")
