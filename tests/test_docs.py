@@ -21,9 +21,10 @@ from simpo.cli.inspection import source_overrides
 from simpo.cli.launch import launch_config
 from simpo.cli.words import split_overrides
 from simpo.errors import ConfigError, ModelError
+from simpo.onpolicy.settings import GenerateSettings, read_generate_settings
 from simpo.run.sft.settings import check_sft_settings, sft_field_types
 from simpo.settings import check_settings, read_settings
-from simpo.settings.fieldtypes import field_types
+from simpo.settings.fieldtypes import field_types, types_of
 from simpo.sweep.space import check_candidates, read_space
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -156,6 +157,9 @@ def check_simpo(words: list[str], tmp_path: Path) -> None:
         if config in INVENTED:
             (tmp_path / config).write_text(INVENTED[config])
         files.append(tmp_path / config if config in INVENTED else Path(config))
+    if words[0] == "generate":
+        read_generate_settings(files, overrides)
+        return
     check = check_sft_settings if words[0] == "sft" else check_settings
     check(files, [*overrides, "--use_cpu=true"])
 
@@ -218,7 +222,8 @@ def test_yaml_names_settings(block: Block, tmp_path: Path) -> None:
     if "space" in settings:  # what a sweep searches
         (tmp_path / "space.yaml").write_text(block.text)
         settings = read_space(tmp_path / "space.yaml").space
-    assert settings and set(settings) <= set(sft_field_types() if block.page == "docs/sft.md" else field_types())
+    known = {"docs/sft.md": sft_field_types, "docs/onpolicy.md": lambda: types_of(GenerateSettings)}
+    assert settings and set(settings) <= set(known.get(block.page, field_types)())
 
 
 @pytest.mark.parametrize("block", blocks("json"), ids=lambda block: block.name)
