@@ -55,7 +55,7 @@ class AnnotateSettings:
 
 
 class AnnotatorBroken(SimPOError):
-    """An annotator failed on every prompt that it was given; nothing of these was kept."""
+    """An annotator failed on every prompt of a batch; nothing of these was kept."""
 
 
 def run_annotate(settings: AnnotateSettings) -> None:
@@ -147,11 +147,11 @@ def score_all(name: str, annotator: Annotator, items: Sequence[Item]) -> list[Sc
     """Scores of every item: together, and where that fails one by one, so that only what fails has none.
 
     Raises:
-        AnnotatorBroken: all of several items fail.
+        AnnotatorBroken: all of several items fail, or have no number for a score.
     """
     found, failure = _try(annotator, items)
     if failure is None:
-        return found
+        return [_checked(one) for one in _unless_all_are_none(name, found, items)]
     if torch.cuda.is_available():
         torch.cuda.empty_cache()  # where memory was what failed
     tried = [_try(annotator, [item]) for item in items]
@@ -160,7 +160,7 @@ def score_all(name: str, annotator: Annotator, items: Sequence[Item]) -> list[Sc
             f"annotator {name} fails on every prompt, e.g. {items[0].id} (row {items[0].row}): {failure}"
         )
     return [
-        one[0] if reason is None else Scored([None] * len(item.responses), [reason])
+        _checked(one[0]) if reason is None else Scored([None] * len(item.responses), [reason])
         for item, (one, reason) in zip(items, tried, strict=True)
     ]
 
@@ -168,11 +168,21 @@ def score_all(name: str, annotator: Annotator, items: Sequence[Item]) -> list[Sc
 def _try(annotator: Annotator, items: Sequence[Item]) -> tuple[list[Scored], str | None]:
     """Scores, or why there are none: a template, a user's function and a device may raise anything."""
     try:
-        return [_checked(one) for one in annotator.score(items)] if items else [], None
+        return annotator.score(items) if items else [], None
     except SimPOError:  # of the annotator, not of an item
         raise
     except Exception as error:
         return [], f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:300]}"
+
+
+def _unless_all_are_none(name: str, found: list[Scored], items: Sequence[Item]) -> list[Scored]:
+    scores = [score for one in found for score in one.scores]
+    if len(items) > 1 and scores and all(score is not None and not math.isfinite(score) for score in scores):
+        raise AnnotatorBroken(
+            f"annotator {name} gives {scores[0]} to every response of {len(items)} prompts, e.g. {items[0].id} "
+            f"(row {items[0].row}); a reward model in float16 may need dtype: bfloat16 or float32"
+        )
+    return found
 
 
 def _checked(scored: Scored) -> Scored:

@@ -115,6 +115,12 @@ def test_an_annotator_that_always_fails_keeps_nothing(store, tmp_path) -> None:
     assert len(run_function(length, generations, tmp_path / "s")) == 5
 
 
+def test_an_annotator_that_knows_no_number(store, tmp_path) -> None:
+    generations = store("g", [generation(row, TEXTS) for row in range(3)])
+    with pytest.raises(AnnotatorBroken, match="f gives nan to every response of 3 prompts, e.g. p0"):
+        run_function(lambda prompt, responses: [math.nan] * 3, generations, tmp_path / "s")
+
+
 def test_going_on_repeats_nothing(store, tmp_path) -> None:
     generations = store("g", [generation(row, TEXTS) for row in range(9)])
     seen: list[str] = []

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from simpo.errors import ConfigError, ModelError
-from simpo.onpolicy.annotate import AnnotateSettings
+from simpo.onpolicy.annotate import AnnotateSettings, score_all
 from simpo.onpolicy.annotators.base import Item, batches_by_length
 from simpo.onpolicy.annotators.kinds import KINDS, read_annotators
 from simpo.onpolicy.annotators.pairrm import MARKS, PairRanker, PairRM
@@ -89,7 +89,7 @@ def pairrm_dir(tmp_path, tiny_dir) -> str:
     tokenizer.add_special_tokens({"additional_special_tokens": list(MARKS)})
     config = DebertaV2Config(
         **shape(tokenizer), relative_attention=True, pos_att_type=["p2c", "c2p"], type_vocab_size=0,
-        position_biased_input=False, n_tasks=1, drop_out=0.05, pad_token_id=tokenizer.pad_token_id,
+        position_biased_input=False, position_buckets=16, share_att_key=True, norm_rel_ebd="layer_norm", n_tasks=1, drop_out=0.05, pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
     spread(PairRanker(config)).save_pretrained(tmp_path / "pairrm")
     tokenizer.save_pretrained(tmp_path / "pairrm")
@@ -149,6 +149,14 @@ def test_too_long_has_no_score(reward_dir: str) -> None:
     (scored,) = annotator.score([Item("p", 0, "Hi", ["Yes.", "word " * 60])])
     assert scored.scores[0] is not None and scored.scores[1] is None
     assert "response 1: " in scored.problems[0] and "above max_length 30" in scored.problems[0]
+
+
+def test_a_template_that_fails_on_a_row(reward_dir: str) -> None:
+    template = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    template += "{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    found = score_all("rm", make("reward_model", model=reward_dir, chat_template=template), ITEMS)
+    assert found[2].scores == [None] * 3 and found[2].problems == ["TemplateError: no system"]
+    assert all(score is not None for scored in found[:2] for score in scored.scores)
 
 
 def test_armo_rm(armo_dir: str, capsys) -> None:

@@ -49,9 +49,10 @@ class LlamaForRewardModelWithGating(LlamaPreTrainedModel):
         raise ValueError("Token pattern not found in the list.")
 
     @add_start_docstrings_to_model_forward(LLAMA_INPUTS_DOCSTRING)
-    def forward(self, input_ids, attention_mask=None, return_dict=None):
+    def forward(self, input_ids, attention_mask=None, use_cache=None, output_attentions=None, return_dict=None):
         return_dict = return_dict if return_dict is not None else self.config.use_return_dict
-        hidden = self.model(input_ids, attention_mask=attention_mask, return_dict=return_dict)[0]
+        options = {"use_cache": use_cache, "output_attentions": output_attentions, "return_dict": return_dict}
+        hidden = self.model(input_ids, attention_mask=attention_mask, inputs_embeds=None, **options)[0]
         ends = (torch.eq(input_ids, self.config.pad_token_id).int().argmax(-1) - 1) % input_ids.shape[-1]
         rows = torch.arange(len(input_ids))
         rewards = self.regression_layer(hidden[rows, ends])
