@@ -27,13 +27,15 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from simpo.engines.base import Request, Result, Sample
+from simpo.engines.base import Failure, Request, Result, Sample
 from simpo.errors import ModelError
 
 logger = logging.getLogger(__name__)
 
 _COMPACT_BELOW = 0.75
 """Finished rows are taken out of the batch when fewer than this part of its rows go on: each time copies the cache."""
+
+_NOT_FINITE = "the policy's logits are NaN or infinite; try another dtype (float16 overflows in some models)"
 
 
 def load_transformers_engine(
@@ -119,7 +121,7 @@ class TransformersEngine:
                 yield Result(index, sample)
             start += len(batch)
 
-    def _sample(self, batch: Sequence[Request]) -> list[Sample]:
+    def _sample(self, batch: Sequence[Request]) -> list[Sample | Failure]:
         try:
             return self._sample_together(batch)
         except torch.OutOfMemoryError:
@@ -135,16 +137,17 @@ class TransformersEngine:
         return self._sample(batch[:half]) + self._sample(batch[half:])
 
     @torch.inference_mode()
-    def _sample_together(self, batch: Sequence[Request]) -> list[Sample]:
+    def _sample_together(self, batch: Sequence[Request]) -> list[Sample | Failure]:
         rows = _Rows(batch, self.model.device)
         logits, mask, cache = self._read_prompts(batch)
         alive = torch.arange(len(batch), device=self.model.device)
         for step in range(max(request.max_new_tokens for request in batch)):
             tokens = rows.take(alive, logits, step)
             going = rows.going(alive, step)
-            if not bool(going.any()):
+            count = int(going.sum())  # the one wait for the device in a step
+            if not count:
                 break
-            if float(going.float().mean()) < _COMPACT_BELOW:
+            if count < _COMPACT_BELOW * len(going):
                 kept = going.nonzero()[:, 0]
                 alive, tokens, mask = alive[kept], tokens[kept], mask[kept]
                 cache.batch_select_indices(kept)
@@ -157,7 +160,11 @@ class TransformersEngine:
                 past_key_values=cache,
                 use_cache=True,
             ).logits[:, -1]
-        return [self._finish(request, *rows.of(row)) for row, request in enumerate(batch)]
+        broken = rows.broken.tolist()
+        return [
+            Failure(_NOT_FINITE) if broken[row] else self._finish(request, *rows.of(row))
+            for row, request in enumerate(batch)
+        ]
 
     def _read_prompts(self, batch: Sequence[Request]) -> tuple[Tensor, Tensor, DynamicCache]:
         """Logits behind each prompt [R, V], mask [R, T] and cache. A prompt that several rows share is read once."""
@@ -212,6 +219,7 @@ class _Rows:
         self.any_greedy = bool(self.greedy.any())
         self.any_top_p = bool((self.top_p < 1).any())
         self.ended = torch.zeros(len(batch), dtype=torch.bool, device=device)
+        self.broken = self.ended.clone()
 
     def take(self, alive: Tensor, logits: Tensor, step: int) -> Tensor:
         """The next token of each row that is in the batch, written down unless the row has ended. [A]"""
@@ -224,7 +232,9 @@ class _Rows:
         )
         if self.any_greedy:
             tokens = logits.argmax(dim=-1).where(self.greedy[alive], tokens)
-        logprobs = logits.gather(1, tokens[:, None])[:, 0] - logits.logsumexp(dim=-1)
+        mass = logits.logsumexp(dim=-1)
+        logprobs = logits.gather(1, tokens[:, None])[:, 0] - mass
+        self.broken[alive] |= ~(mass.isfinite() | self.ended[alive])  # -inf rules a token out; NaN and inf are faults
         fresh = ~self.ended[alive]
         self.ids[alive, step] = tokens.where(fresh, torch.full_like(tokens, -1))
         self.logprobs[alive, step] = logprobs
@@ -234,7 +244,7 @@ class _Rows:
         """Which of these rows go on behind this step. [A]"""
         tokens = self.ids[alive, step, None]
         stopped = ((tokens == self.stops[alive]) & (tokens >= 0)).any(dim=1)
-        self.ended[alive] |= stopped | (self.limit[alive] <= step + 1)
+        self.ended[alive] |= stopped | self.broken[alive] | (self.limit[alive] <= step + 1)
         return ~self.ended[alive]
 
     def of(self, row: int) -> tuple[list[int], list[float]]:

@@ -112,6 +112,24 @@ def test_a_model_that_only_ends(make_model) -> None:
         assert (sample.text, sample.finish_reason, sample.tokens, sample.token_ids) == ("", "stop", 1, [2])
 
 
+def test_logits_that_are_not_finite_fail_their_row_alone(make_model) -> None:
+    model = make_model("llama")
+    with torch.no_grad():
+        model.model.embed_tokens.weight[8] = float("nan")
+    engine = TransformersEngine(model, Plain(), batch_size=8)  # type: ignore[arg-type]
+
+    def rule_out(*call: Any) -> None:  # with -inf, which is no fault
+        call[-1].logits[..., [8, *range(100, 200)]] = float("-inf")
+
+    ruled_out = model.register_forward_hook(rule_out)
+    outcomes = [result.outcome for result in engine.generate(requests_of(1, 2, stop_ids=()))]
+    ruled_out.remove()
+    assert [isinstance(outcome, Failure) for outcome in outcomes] == [False] * 6 + [True] * 2
+    assert all("NaN or infinite" in outcome.error for outcome in outcomes if isinstance(outcome, Failure))
+    for outcome in outcomes[:6]:
+        assert isinstance(outcome, Sample) and max(outcome.token_ids or [200]) < 100
+
+
 def chi_square(counts: torch.Tensor, probabilities: torch.Tensor) -> float:
     """p-value of counts under these probabilities; cells of fewer than 5 expected are put together."""
     expected = probabilities * counts.sum()
