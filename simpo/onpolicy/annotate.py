@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -18,10 +19,12 @@ from simpo.onpolicy.agreement import agreement_table
 from simpo.onpolicy.annotators.base import Annotator, Item, Scored
 from simpo.onpolicy.annotators.build import load_annotator
 from simpo.onpolicy.annotators.kinds import identity, read_annotators
+from simpo.onpolicy.pairs import hash_of
 from simpo.onpolicy.scored import ScoredPrompt, fingerprint, read_generations
 from simpo.onpolicy.store import Record, Store, read_settings_of
 
 _EXAMPLES = 5
+_LONG = timedelta(days=30)
 
 
 @dataclass(frozen=True)
@@ -55,19 +58,21 @@ class AnnotateSettings:
 
 
 class AnnotatorBroken(SimPOError):
-    """An annotator failed on every prompt of a batch; nothing of these was kept."""
+    """An annotator failed on every prompt of the first batch; nothing was kept."""
 
 
 def run_annotate(settings: AnnotateSettings) -> None:
     """Score every prompt that has no record yet, and report. Under `accelerate launch` each process takes its part.
 
     Raises:
-        AnnotatorBroken: an annotator fails on every prompt.
+        AnnotatorBroken: an annotator fails on every prompt of the first batch.
         EngineError: no server of a judge answers.
         ConfigError, ModelError: an annotator cannot be made.
         StoreError: a folder is missing, damaged, in use, or made with other annotators.
     """
-    state = PartialState(cpu=settings.use_cpu)
+    # processes wait for the slowest one, which may take as long as the run
+    options = {"timeout": _LONG} if int(os.environ.get("WORLD_SIZE", "1")) > 1 else {}
+    state = PartialState(cpu=settings.use_cpu, **options)
     made_with = {"generations": read_settings_of(settings.generations)}  # not the path: folders are moved
     kinds = read_annotators(settings.annotators)
     made_with |= {f"annotator {name}": identity(kind) for name, kind in kinds.items()}
@@ -124,9 +129,12 @@ def annotate(
 
     {"id", "row", "of": hash of the responses, "scores": {annotator: [number or null, ...]}, "error": text or null}
     """
-    # every process sees the same order, whatever is done already: parts never overlap
-    mine = itertools.islice(read_generations(settings.generations), rank, None, processes)
-    waiting = [prompt for prompt in mine if prompt.id not in store.done]
+    # by id: parts do not overlap, although one process may see more prompts than another while they are being made
+    waiting = [
+        prompt
+        for prompt in read_generations(settings.generations)
+        if prompt.id not in store.done and int(hash_of(0, prompt.id), 16) % processes == rank
+    ]
     with tqdm(total=len(waiting), unit="prompt", desc="annotate", disable=rank != 0, smoothing=0.05) as bar:
         for start in range(0, len(waiting), settings.prompts_per_batch):
             batch = waiting[start : start + settings.prompts_per_batch]
@@ -135,7 +143,9 @@ def annotate(
                 for prompt in batch
                 if prompt.responses
             ]
-            scored = {name: score_all(name, annotator, items) for name, annotator in annotators.items()}
+            # with nothing done yet, what always fails is broken; later it may be that only such prompts are left
+            first = not store.done
+            scored = {name: score_all(name, annotator, items, first=first) for name, annotator in annotators.items()}
             at = {item.id: number for number, item in enumerate(items)}
             for prompt in batch:
                 found = {name: of[at[prompt.id]] for name, of in scored.items()} if prompt.id in at else {}
@@ -143,19 +153,20 @@ def annotate(
             bar.update(len(batch))
 
 
-def score_all(name: str, annotator: Annotator, items: Sequence[Item]) -> list[Scored]:
+def score_all(name: str, annotator: Annotator, items: Sequence[Item], *, first: bool = False) -> list[Scored]:
     """Scores of every item: together, and where that fails one by one, so that only what fails has none.
 
     Raises:
-        AnnotatorBroken: all of several items fail, or have no number for a score.
+        AnnotatorBroken: these are the first items, several, and all of them fail or have no number for a score.
     """
+    first = first and len(items) > 1
     found, failure = _try(annotator, items)
     if failure is None:
-        return [_checked(one) for one in _unless_all_are_none(name, found, items)]
+        return [_checked(one) for one in (_with_some_number(name, found, items) if first else found)]
     if torch.cuda.is_available():
         torch.cuda.empty_cache()  # where memory was what failed
     tried = [_try(annotator, [item]) for item in items]
-    if len(items) > 1 and all(reason is not None for _, reason in tried):
+    if first and all(reason is not None for _, reason in tried):
         raise AnnotatorBroken(
             f"annotator {name} fails on every prompt, e.g. {items[0].id} (row {items[0].row}): {failure}"
         )
@@ -175,9 +186,9 @@ def _try(annotator: Annotator, items: Sequence[Item]) -> tuple[list[Scored], str
         return [], f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:300]}"
 
 
-def _unless_all_are_none(name: str, found: list[Scored], items: Sequence[Item]) -> list[Scored]:
+def _with_some_number(name: str, found: list[Scored], items: Sequence[Item]) -> list[Scored]:
     scores = [score for one in found for score in one.scores]
-    if len(items) > 1 and scores and all(score is not None and not math.isfinite(score) for score in scores):
+    if scores and all(score is not None and not math.isfinite(score) for score in scores):
         raise AnnotatorBroken(
             f"annotator {name} gives {scores[0]} to every response of {len(items)} prompts, e.g. {items[0].id} "
             f"(row {items[0].row}); a reward model in float16 may need dtype: bfloat16 or float32"

@@ -113,11 +113,15 @@ def test_an_annotator_that_always_fails_keeps_nothing(store, tmp_path) -> None:
     with pytest.raises(AnnotatorBroken, match=r"f fails on every prompt, e.g. p0 \(row 0\): NameError: name 'mtah'"):
         run_function(broken, generations, tmp_path / "s")
     assert len(run_function(length, generations, tmp_path / "s")) == 5
+    with Store(tmp_path / "late", {}) as late:  # where others were scored before, these may be the only bad ones
+        annotate(options(store("one", [generation(9, TEXTS)]), tmp_path), {"f": FunctionAnnotator(length)}, late)
+        annotate(options(generations, tmp_path), {"f": FunctionAnnotator(broken)}, late)
+        assert sum(record["error"] is not None for record in late.records()) == 5
 
 
 def test_an_annotator_that_knows_no_number(store, tmp_path) -> None:
     generations = store("g", [generation(row, TEXTS) for row in range(3)])
-    with pytest.raises(AnnotatorBroken, match="f gives nan to every response of 3 prompts, e.g. p0"):
+    with pytest.raises(AnnotatorBroken, match="f gives nan to every response of 3 prompts"):
         run_function(lambda prompt, responses: [math.nan] * 3, generations, tmp_path / "s")
 
 

@@ -88,8 +88,9 @@ def pairrm_dir(tmp_path, tiny_dir) -> str:
     tokenizer = AutoTokenizer.from_pretrained(tiny_dir)
     tokenizer.add_special_tokens({"additional_special_tokens": list(MARKS)})
     config = DebertaV2Config(
-        **shape(tokenizer), relative_attention=True, pos_att_type=["p2c", "c2p"], type_vocab_size=0,
-        position_biased_input=False, position_buckets=16, share_att_key=True, norm_rel_ebd="layer_norm", n_tasks=1, drop_out=0.05, pad_token_id=tokenizer.pad_token_id,
+        **shape(tokenizer), relative_attention=True, pos_att_type=["p2c", "c2p"], position_biased_input=False,
+        position_buckets=16, share_att_key=True, norm_rel_ebd="layer_norm", type_vocab_size=0, n_tasks=1, drop_out=0.05,
+        pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
     spread(PairRanker(config)).save_pretrained(tmp_path / "pairrm")
     tokenizer.save_pretrained(tmp_path / "pairrm")
