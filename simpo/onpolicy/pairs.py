@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import permutations
@@ -81,18 +81,17 @@ def pick_pairs(
     """
     if len(candidates) < 2:
         return TOO_FEW
-    pairs = [Picked(*both) for both in permutations(candidates, 2) if both[0].text.strip() != both[1].text.strip()]
-    if not pairs:
-        return ALL_SAME
-    pairs = [pair for pair in pairs if pair.margin > 0 and math.isfinite(pair.margin)]
-    if not pairs:
-        return ALL_TIED
-    pairs = [pair for pair in pairs if pair.margin >= min_margin]
-    if not pairs:
-        return SMALL_MARGIN
-    pairs = [pair for pair in pairs if max_length_ratio is None or length_ratio(pair) <= max_length_ratio]
-    if not pairs:
-        return LENGTHS_DIFFER
+    tests: tuple[tuple[str, Callable[[Picked], bool]], ...] = (
+        (ALL_SAME, lambda pair: pair.chosen.text.strip() != pair.rejected.text.strip()),
+        (ALL_TIED, lambda pair: 0 < pair.margin < math.inf),
+        (SMALL_MARGIN, lambda pair: pair.margin >= min_margin),
+        (LENGTHS_DIFFER, lambda pair: max_length_ratio is None or length_ratio(pair) <= max_length_ratio),
+    )
+    pairs = [Picked(*both) for both in permutations(candidates, 2)]
+    for cause, holds in tests:
+        pairs = [pair for pair in pairs if holds(pair)]
+        if not pairs:
+            return cause
     pairs.sort(key=lambda pair: (-pair.margin, pair.chosen.index, pair.rejected.index))
     if choice == "top_k":
         return pairs[:pairs_per_prompt]

@@ -177,8 +177,15 @@ def test_armo_rm_needs_to_be_trusted(armo_dir: str) -> None:
 
 def test_a_language_model_is_no_reward_model(tmp_path, tiny_dir: str) -> None:
     assert AutoModelForCausalLM.from_pretrained(tiny_dir) is not None
-    with pytest.raises(ModelError, match=r"weights score.weight are not in the checkpoint; name a reward model"):
+    with pytest.raises(ModelError, match=r"weights score.weight are not in the checkpoint; name a model of this kind"):
         make("reward_model", model=tiny_dir)
+
+
+def test_pairrm_in_bfloat16(pairrm_dir: str) -> None:
+    exact, rounded = (make("pairrm", model=pairrm_dir, dtype=dtype) for dtype in ("float32", "bfloat16"))
+    assert rounded.model.dtype == torch.bfloat16
+    for one, other in zip(exact.score(ITEMS), rounded.score(ITEMS), strict=True):
+        assert torch.allclose(torch.tensor(one.scores), torch.tensor(other.scores), atol=0.1)
 
 
 def test_several_labels(tmp_path, tiny_tokenizer) -> None:
@@ -222,8 +229,12 @@ def test_marks_in_a_text_do_not_move_the_marks(pairrm_dir: str) -> None:
 
 
 def test_another_model_is_no_pairrm(reward_dir: str) -> None:
-    with pytest.raises(ModelError, match="rm"):
+    with pytest.raises(
+        ModelError, match=r"not in the checkpoint; name a model of this kind, e.g. llm-blender/PairRM-hf"
+    ):
         make("pairrm", model=reward_dir)
+    with pytest.raises(ModelError, match="no/such/place: no such directory"):
+        make("pairrm", model="/no/such/place")
 
 
 def test_every_setting_is_described() -> None:

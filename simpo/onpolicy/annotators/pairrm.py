@@ -68,7 +68,9 @@ class PairRM:
 
     def __init__(self, settings: PairRMSettings, device: torch.device) -> None:
         self._settings = settings
-        self.model, self.tokenizer = load_scorer(PairRanker, settings.model, device, settings.dtype, settings.revision)
+        self.model, self.tokenizer = load_scorer(
+            PairRanker, settings.model, device, settings.dtype, settings.revision, example=PairRMSettings.model
+        )
         vocabulary = self.tokenizer.get_vocab()
         unknown = [mark for mark in MARKS if mark not in vocabulary]
         if unknown:

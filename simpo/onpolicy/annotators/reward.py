@@ -41,6 +41,7 @@ class RewardModel:
             device,
             settings.dtype,
             settings.revision,
+            example="RLHFlow/ArmoRM-Llama3-8B-v0.1",
             trust_remote_code=settings.trust_remote_code,
         )
         self._template = resolve_chat_template(settings.chat_template, self.tokenizer) or own_template(self.tokenizer)
