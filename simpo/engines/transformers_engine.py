@@ -226,7 +226,7 @@ class _Rows:
         logits = logits.float()
         temperature = self.temperature[alive, None].where(~self.greedy[alive, None], torch.ones_like(logits[:, :1]))
         tokens = sample_tokens(
-            (logits / temperature).to(self.precision).softmax(dim=-1),
+            (logits / temperature).softmax(dim=-1),
             self.draws[alive, step],
             self.top_p[alive] if self.any_top_p else None,
         )
@@ -275,13 +275,43 @@ def sample_tokens(probabilities: Tensor, draws: Tensor, top_p: Tensor | None = N
         Token ids. [R]
     """
     if top_p is not None:
-        ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
-        outside = (ordered.cumsum(dim=-1) - ordered >= top_p[:, None]) & (top_p[:, None] < 1)
-        outside[:, 0] = False  # the most likely token stays, whatever top_p
-        # back in the order of the vocabulary: what a draw means must not depend on whether other rows have a top_p
-        probabilities = probabilities.masked_fill(outside.scatter(1, order, outside), 0.0)
-    total = probabilities.cumsum(dim=-1)
+        probabilities = probabilities.where(nucleus(probabilities, top_p), torch.zeros_like(probabilities[:, :1]))
+    # in the order of the vocabulary: what a draw means must not depend on whether other rows have a top_p
+    total = probabilities.to(draws.dtype).cumsum(dim=-1)
     # right=True: a draw on a token's upper edge belongs to the next one, so tokens of probability 0 are never drawn
     at = torch.searchsorted(total, (draws * total[:, -1])[:, None], right=True)
     last = probabilities.size(-1) - 1 - (probabilities.flip(-1) > 0).int().argmax(dim=-1, keepdim=True)
     return at.minimum(last)[:, 0]
+
+
+def nucleus(probabilities: Tensor, top_p: Tensor, candidates: int = 1024) -> Tensor:
+    """The smallest set of most likely tokens with a probability of `top_p` together; of equal ones, lower ids first.
+
+    Sorting a whole vocabulary takes longer than the model on a CPU, so the most likely `candidates` are looked at
+    first; all tokens are sorted only where these do not hold the set of every row.
+
+    Args:
+        probabilities: [R, V].
+        top_p: at least one token is kept; 1 keeps all. [R]
+
+    Returns:
+        Which tokens are kept. [R, V] bool
+    """
+    size = probabilities.size(-1)
+    if candidates < size:
+        order = probabilities.topk(candidates, dim=-1).indices.sort(dim=-1).values
+        values = probabilities.gather(1, order)
+    else:
+        order, values = None, probabilities
+    values, sorting = values.sort(dim=-1, descending=True, stable=True)
+    order = sorting if order is None else order.gather(1, sorting)
+    cumulated = values.to(top_p.dtype).cumsum(dim=-1)
+    inside = cumulated - values < top_p[:, None]
+    inside[:, 0] = True
+    if candidates < size:
+        # the last candidate may have equals that are none: the set must end above it
+        smallest = values.masked_fill(~inside, float("inf")).amin(dim=-1)
+        if not bool(((smallest > values[:, -1]) | (top_p >= 1)).all()):
+            return nucleus(probabilities, top_p, size)
+    kept = torch.zeros_like(probabilities, dtype=torch.bool).scatter_(1, order, inside)
+    return kept | (top_p[:, None] >= 1)

@@ -7,6 +7,7 @@ left, so a response is sampled beside the same others whether or not the run was
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 import sys
@@ -15,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from tqdm import tqdm
@@ -62,7 +64,8 @@ def run_generate(settings: GenerateSettings, engine: Engine | None = None) -> di
     plan = _plan(settings)
     own = plan.groups[state.rank :: state.count]
     with ExitStack() as stack:
-        store = Store(settings.output_dir, _identity(settings, plan), rank=state.rank)
+        again = _failed if settings.retry_errors else None
+        store = Store(settings.output_dir, _identity(settings, plan), rank=state.rank, again=again)
         if state.rank == 0:
             stack.enter_context(store)  # the others read what it has mended
         state.wait()
@@ -77,6 +80,10 @@ def run_generate(settings: GenerateSettings, engine: Engine | None = None) -> di
             print("\n".join(lines))
         state.wait()
     return summary
+
+
+def _failed(record: dict[str, Any]) -> bool:
+    return record.get("error") is not None
 
 
 class _Processes:
@@ -128,7 +135,7 @@ def _plan(settings: GenerateSettings) -> _Plan:
 def _model_config(settings: GenerateSettings) -> PretrainedConfig:
     from transformers import AutoConfig
 
-    name = settings.model_name_or_path
+    name = base_model(settings.model_name_or_path, settings.model_revision)
     try:
         return AutoConfig.from_pretrained(
             name, revision=settings.model_revision or "main", trust_remote_code=settings.trust_remote_code
@@ -136,6 +143,19 @@ def _model_config(settings: GenerateSettings) -> PretrainedConfig:
     except (OSError, ValueError, KeyError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(f"cannot load a model config from {name!r}: {reason}") from error
+
+
+def base_model(name_or_path: str, revision: str | None) -> str:
+    """The model itself, or the one that an adapter was trained on."""
+    from transformers.utils.peft_utils import find_adapter_config_file
+
+    try:
+        found = find_adapter_config_file(name_or_path, revision=revision)
+    except OSError:  # no such model; loading it says so
+        return name_or_path
+    if found is None:
+        return name_or_path
+    return str(json.loads(Path(found).read_text(encoding="utf-8"))["base_model_name_or_path"])
 
 
 def _stop_ids(
@@ -146,7 +166,7 @@ def _stop_ids(
 
     try:
         listed = GenerationConfig.from_pretrained(
-            settings.model_name_or_path, revision=settings.model_revision or "main"
+            base_model(settings.model_name_or_path, settings.model_revision)
         ).eos_token_id
     except (OSError, ValueError):  # there is none
         listed = getattr(config, "eos_token_id", None)

@@ -62,6 +62,7 @@ class GenerateSettings:
         max_new_tokens: bound of a response, in tokens.
         stop_token_ids: tokens that end a response, beside those that the model and its template have.
         context_length: longest prompt with response, in tokens; None: what the model's config says.
+        retry_errors: ask again what came to an error in an earlier start.
         chat_template: jinja text, a .jinja file or the name of a shipped template; None: the tokenizer's.
         model_revision, trust_remote_code: as for training.
         engine: where the policy runs.
@@ -100,6 +101,7 @@ class GenerateSettings:
     max_new_tokens: int = 2048
     stop_token_ids: list[int] = field(default_factory=list)
     context_length: int | None = None
+    retry_errors: bool = False
     chat_template: str | None = None
     model_revision: str | None = None
     trust_remote_code: bool = False

@@ -15,34 +15,34 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 from filelock import FileLock, Timeout
 
 from simpo.errors import StoreError
-
-Record = dict[str, Any]
+from simpo.onpolicy.shards import (
+    PART,
+    Place,
+    Record,
+    append_index,
+    index_name,
+    mend,
+    parse_line,
+    places_in,
+    row_of,
+    shards_in,
+    sync_folder,
+    take_out,
+    write_whole,
+)
 
 SETTINGS_FILE, LOCK_FILE, SUMMARY_FILE = "store.json", "store.lock", "summary.json"
 FORMAT = 1
 SHARD_BYTES = 2**26
 """A records file that has reached so many bytes is followed by another one."""
-
-_RECORDS = re.compile(r"records-(\d+)-(\d+)\.jsonl")
-
-
-class _Place(NamedTuple):
-    """Where a record stands: its file's name, the bytes from start up to end, and its row (-1 without one)."""
-
-    key: str
-    file: str
-    start: int
-    end: int
-    row: int
 
 
 class Store:
@@ -55,6 +55,7 @@ class Store:
         folder: made if missing; empty, or a store with the same settings.
         settings: what the records depend on, as JSON; a store made with other ones is refused.
         rank: number of this process, from 0.
+        again: finished records for which it is true are taken out when rank 0 enters, to be done again.
         shard_bytes: size of a records file from which on another one is begun.
 
     Raises (on entering):
@@ -63,12 +64,19 @@ class Store:
     """
 
     def __init__(
-        self, folder: str | Path, settings: Mapping[str, Any], *, rank: int = 0, shard_bytes: int = SHARD_BYTES
+        self,
+        folder: str | Path,
+        settings: Mapping[str, Any],
+        *,
+        rank: int = 0,
+        again: Callable[[Record], bool] | None = None,
+        shard_bytes: int = SHARD_BYTES,
     ) -> None:
         self.folder = Path(folder)
         self.settings: Record = json.loads(json.dumps(settings))
         self.rank = rank
         self.done: set[str] = set()
+        self._again = again
         self._shard_bytes = shard_bytes
         self._lock: FileLock | None = None
         self._shard: Path | None = None
@@ -79,7 +87,7 @@ class Store:
             if self.rank == 0:
                 self._enter_first()
             _check_settings(self.folder, self.settings)
-            self.done = {place.key for place in _places(self.folder)}
+            self.done = {place.key for place in places_in(self.folder)}
         except OSError as error:
             self._release()
             raise self._failed(error) from error
@@ -111,9 +119,9 @@ class Store:
         try:
             shard, start = self._open_shard()
             self._write(line, start)
-            place = _Place(key, shard.name, start, start + len(line), _row_of(record))
+            place = Place(key, shard.name, start, start + len(line), row_of(record))
             self.done.add(key)  # from here on the record is safe: the index can be made again
-            _append_lines(self.folder / _index_name(self.rank), [place])
+            append_index(self.folder / index_name(self.rank), [place])
         except OSError as error:
             raise self._failed(error) from error
 
@@ -128,7 +136,7 @@ class Store:
             StoreError: the disk is full or cannot be written.
         """
         try:
-            _write_whole(self.folder / SUMMARY_FILE, dict(summary))
+            write_whole(self.folder / SUMMARY_FILE, dict(summary))
         except OSError as error:
             raise self._failed(error) from error
 
@@ -149,9 +157,12 @@ class Store:
                 raise StoreError(
                     f"{self.folder}: holds files of something else ({', '.join(others[:3])}); choose an empty folder"
                 )
-            _write_whole(self.folder / SETTINGS_FILE, {"format": FORMAT, "settings": self.settings})
+            write_whole(self.folder / SETTINGS_FILE, {"format": FORMAT, "settings": self.settings})
         _check_settings(self.folder, self.settings)
-        _mend(self.folder)
+        mend(self.folder)
+        if self._again is not None and take_out(self.folder, self._again):
+            (self.folder / SUMMARY_FILE).unlink(missing_ok=True)
+            mend(self.folder)
 
     def _open_shard(self) -> tuple[Path, int]:
         """The file to append to and its size; it is opened, or followed by a new one where it is full."""
@@ -161,12 +172,12 @@ class Store:
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
-        number = max((number for rank, number, _ in _shards(self.folder) if rank == self.rank), default=0)
+        number = max((number for rank, number, _ in shards_in(self.folder) if rank == self.rank), default=0)
         self._shard = self.folder / f"records-{self.rank:05d}-{number:05d}.jsonl"
         if self._shard.exists() and self._shard.stat().st_size >= self._shard_bytes:
             self._shard = self.folder / f"records-{self.rank:05d}-{number + 1:05d}.jsonl"
         self._fd = os.open(self._shard, os.O_CREAT | os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC, 0o644)
-        _sync_folder(self.folder)
+        sync_folder(self.folder)
         return self._shard, os.fstat(self._fd).st_size
 
     def _write(self, line: bytes, start: int) -> None:
@@ -203,11 +214,11 @@ def read_records(folder: str | Path) -> Iterator[Record]:
     try:
         with contextlib.ExitStack() as stack:
             files: dict[str, Any] = {}
-            for place in sorted(_places(path), key=lambda place: (place.row, place.key)):
+            for place in sorted(places_in(path), key=lambda place: (place.row, place.key)):
                 if place.file not in files:
                     files[place.file] = stack.enter_context(open(path / place.file, "rb"))
                 files[place.file].seek(place.start)
-                record = _parse(files[place.file].read(place.end - place.start))
+                record = parse_line(files[place.file].read(place.end - place.start))
                 if record is None or record.pop("key", None) != place.key:
                     raise StoreError(f"{path / place.file}: damaged at byte {place.start}; restore it, or start anew")
                 yield record
@@ -250,8 +261,7 @@ def read_summary(folder: str | Path) -> Record | None:
         raise StoreError(f"{path}: cannot be read: {error}") from error
 
 
-_PART = ".part"
-_OWN_BEFORE = {LOCK_FILE, SETTINGS_FILE + _PART}  # what a start that was killed at once may leave
+_OWN_BEFORE = {LOCK_FILE, SETTINGS_FILE + PART}  # what a start that was killed at once may leave
 
 
 def _check_settings(folder: Path, settings: Record) -> None:
@@ -267,129 +277,3 @@ def _check_settings(folder: Path, settings: Record) -> None:
 def _show(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _shards(folder: Path) -> list[tuple[int, int, Path]]:
-    """Rank, number and path of every records file, in this order."""
-    found = ((_RECORDS.fullmatch(path.name), path) for path in folder.iterdir())
-    return sorted((int(match[1]), int(match[2]), path) for match, path in found if match)
-
-
-def _index_name(rank: int) -> str:
-    return f"index-{rank:05d}.jsonl"
-
-
-def _places(folder: Path) -> list[_Place]:
-    """Every record that is whole: what the index says, and what stands behind it in the records files."""
-    places: list[_Place] = []
-    indexed: dict[int, dict[str, list[_Place]]] = {}
-    for rank, _, path in _shards(folder):
-        if rank not in indexed:
-            indexed[rank] = _read_index(folder / _index_name(rank))
-        known = indexed[rank].get(path.name, [])
-        if known and known[-1].end > path.stat().st_size:  # not of these files: look through all of them
-            known = []
-        places += known
-        places += _scan(path, known[-1].end if known else 0)[0]
-    return places
-
-
-def _read_index(path: Path) -> dict[str, list[_Place]]:
-    """Places by file, in each from its first byte on without a gap; of an index that has one, what is before it."""
-    found: dict[str, list[_Place]] = {}
-    if not path.exists():
-        return found
-    for line in path.read_bytes().splitlines(keepends=True):
-        entry = _parse(line)
-        try:
-            place = _Place(**(entry or {}))
-        except TypeError:
-            break
-        known = found.setdefault(place.file, [])
-        if place.start != (known[-1].end if known else 0):
-            break
-        known.append(place)
-    return found
-
-
-def _scan(path: Path, start: int) -> tuple[list[_Place], int]:
-    """The whole records of a file from a byte on, and the byte behind the last one."""
-    places = []
-    with open(path, "rb") as file:
-        file.seek(start)
-        for line in file:
-            record = _parse(line)
-            if record is None or not isinstance(record.get("key"), str):
-                if file.read(1):  # only the last line can be torn by a kill
-                    raise StoreError(f"{path}: damaged at byte {start}; restore it, or start anew in another folder")
-                break
-            places.append(_Place(record["key"], path.name, start, start + len(line), _row_of(record)))
-            start += len(line)
-    return places, start
-
-
-def _mend(folder: Path) -> None:
-    """Cut torn lines off, and bring each index up to its records. Only under the lock, before anybody appends."""
-    by_rank: dict[int, list[_Place]] = {}
-    for rank, _, path in _shards(folder):
-        known = _read_index(folder / _index_name(rank)).get(path.name, [])
-        if known and known[-1].end > path.stat().st_size:
-            known = []
-        more, end = _scan(path, known[-1].end if known else 0)
-        if end < path.stat().st_size:
-            os.truncate(path, end)
-        by_rank.setdefault(rank, []).extend([*known, *more])
-    for rank, places in by_rank.items():
-        path = folder / _index_name(rank)
-        text = b"".join(_index_line(place) for place in places)
-        if not path.exists() or path.read_bytes() != text:
-            _replace(path, text)
-
-
-def _append_lines(path: Path, places: list[_Place]) -> None:
-    # Not synced: the next start makes again what is missing. A torn line before others is made again likewise.
-    with open(path, "ab") as file:
-        file.write(b"".join(_index_line(place) for place in places))
-
-
-def _index_line(place: _Place) -> bytes:
-    return (json.dumps(place._asdict(), ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass")
-
-
-def _parse(line: bytes) -> Record | None:
-    """The JSON object of a whole line; None where the line is torn."""
-    if not line.endswith(b"\n"):
-        return None
-    try:
-        value = json.loads(line.decode("utf-8", "surrogatepass"))
-    except ValueError:
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def _row_of(record: Mapping[str, Any]) -> int:
-    row = record.get("row")
-    return row if isinstance(row, int) else -1
-
-
-def _write_whole(path: Path, value: Record) -> None:
-    """Write a JSON file in one move: it is there as a whole or not at all."""
-    _replace(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass"))
-
-
-def _replace(path: Path, text: bytes) -> None:
-    part = path.with_name(path.name + _PART)
-    with open(part, "wb") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -7,7 +7,13 @@ import pytest
 import torch
 
 from simpo.engines.base import Failure, Request, Sample
-from simpo.engines.transformers_engine import TransformersEngine, load_transformers_engine, sample_tokens, uniforms
+from simpo.engines.transformers_engine import (
+    TransformersEngine,
+    load_transformers_engine,
+    nucleus,
+    sample_tokens,
+    uniforms,
+)
 from simpo.errors import ModelError
 
 PROMPTS = [[1, 5, 9, 11], [1, 7], [1, 30, 31, 32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42], [1, 8, 8]]
@@ -64,11 +70,10 @@ def test_a_response_depends_on_its_prompt_and_seed_alone(engine, make_model) -> 
     requests = requests_of(13, 21, 42, 79, 100)
     together = run(engine, requests)
     assert run(engine, requests) == together
-    for size in (1, 7):
+    for size, order in ((1, list(range(20))), (7, list(reversed(range(20))))):
         other = TransformersEngine(engine.model, engine.tokenizer, batch_size=size)
-        for order in (list(range(20)), list(reversed(range(20)))):
-            found = run(other, [requests[at] for at in order])
-            assert [sample.token_ids for sample in found] == [together[at].token_ids for at in order]
+        found = run(other, [requests[at] for at in order])
+        assert [sample.token_ids for sample in found] == [together[at].token_ids for at in order]
     texts = [sample.text for sample in together]
     assert len(set(texts)) == len(texts)
 
@@ -186,6 +191,23 @@ def test_inverting_the_cumulated_probabilities() -> None:
     top = torch.tensor([[0.2, 0.5, 0.3]], dtype=torch.float64).expand(3, 3).contiguous()
     kept = sample_tokens(top, torch.tensor([0.999] * 3).double(), torch.tensor([0.0, 0.5, 0.6]).double())
     assert kept.tolist() == [1, 1, 2]
+
+
+def test_the_nucleus_does_not_depend_on_how_it_is_found() -> None:
+    torch.manual_seed(0)
+    sharp, flat = torch.randn(20, 500) * 4, torch.zeros(3, 500)
+    tied = (torch.randn(20, 500) * 4).round()
+    for logits in (sharp, tied, torch.cat([sharp, flat])):
+        probabilities = logits.softmax(-1)
+        for share in (1e-9, 0.3, 0.95, 0.9999, 1.0):
+            top_p = torch.full((len(logits),), share, dtype=torch.float64)
+            expected = nucleus(probabilities, top_p, 500)
+            for candidates in (1, 8, 64, 499):
+                assert torch.equal(nucleus(probabilities, top_p, candidates), expected)
+            mass = (probabilities * expected).double().sum(-1)
+            assert (mass > share - 1e-6).all() and (expected.sum(-1) >= 1).all()
+    tenth = torch.full((1,), 0.1, dtype=torch.float64)
+    assert nucleus(flat.softmax(-1)[:1], tenth, 8).nonzero()[:, 1].tolist() == list(range(50))
 
 
 def test_the_numbers_of_a_response_do_not_depend_on_its_length() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
 from simpo import cli
@@ -19,6 +20,7 @@ from simpo.engines.base import Failure, Request, Result, Sample
 from simpo.errors import ConfigError, DataError, EngineError, ModelError, StoreError
 from simpo.onpolicy import generate as module
 from simpo.onpolicy.generate import run_generate
+from simpo.onpolicy.prompts import Renderer, read_prompts
 from simpo.onpolicy.settings import GenerateSettings, read_generate_settings
 from simpo.onpolicy.store import read_records, read_settings_of, read_summary
 from tests.engines.serving import Server, echo
@@ -84,6 +86,19 @@ def test_prompts_are_token_ids_with_one_bos(make_generate, tiny_dir) -> None:
         assert request.stop_ids == (1, 4)  # EOS of the generation config, and the template's <|eot_id|>
         assert (request.temperature, request.top_p, request.max_new_tokens) == (0.8, 0.95, 12)
     assert [request.seed for request in engine.requests] == [13, 21, 42, 79, 100]
+
+
+def test_a_server_that_writes_bos_itself_is_given_a_text_without(make_generate, tiny_dir) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_dir)
+    bos, ids = str(tokenizer.bos_token), [(str(tokenizer.bos_token), 0)]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"{bos} $A", special_tokens=ids)
+    assert tokenizer("Hi")["input_ids"][0] == 0
+    for options in ({}, {"text_prompts": "plain"}):
+        prompts, _ = read_prompts(make_generate(**options))
+        Renderer(tokenizer, None).prepare(prompts, None)
+        for prompt in prompts:
+            assert prompt.ids.count(0) == 1 and bos not in prompt.text
+            assert tokenizer(prompt.text)["input_ids"] == prompt.ids  # what the server makes of it
 
 
 def test_plain_texts_and_columns(make_generate, tiny_dir) -> None:
@@ -166,6 +181,27 @@ def test_failures_of_an_engine_are_recorded_with_their_seed(make_generate) -> No
         100,
     ]
     assert summary["errors"] == 1 and summary["responses"] == 29
+
+    settings.retry_errors = True
+    engine = Recorder()
+    summary = run_generate(settings, engine)
+    assert summary["errors"] == 0 and summary["responses"] == 30 and len(engine.requests) == 5
+
+
+def test_an_adapter_is_a_policy_too(make_generate, tiny_dir, tmp_path) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    adapted = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(tiny_dir), LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
+    )
+    adapted.save_pretrained(tmp_path / "adapter")
+    AutoTokenizer.from_pretrained(tiny_dir).save_pretrained(tmp_path / "adapter")
+    run_generate(make_generate(output_dir=str(tmp_path / "base")))
+    settings = make_generate(model_name_or_path=str(tmp_path / "adapter"))
+    run_generate(settings)
+    assert read_settings_of(settings.output_dir)["stop_ids"] == [1, 4]
+    assert records_of(settings) != list(read_records(tmp_path / "base"))
 
 
 def test_an_interrupted_run_goes_on_to_the_same_set(make_generate, monkeypatch) -> None:

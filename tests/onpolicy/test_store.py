@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from simpo.errors import StoreError
-from simpo.onpolicy import store as module
 from simpo.onpolicy.store import Store, read_records, read_settings_of, read_summary
 from tests.launching import environment
 
@@ -144,7 +143,7 @@ def test_a_full_disk_is_one_line_and_keeps_what_was_done(tmp_path: Path, monkeyp
         room -= written
         return written
 
-    monkeypatch.setattr(module.os, "write", write)
+    monkeypatch.setattr(os, "write", write)
     with pytest.raises(StoreError) as caught:
         fill(tmp_path, range(100))
     kept = len(rows_of(tmp_path))
@@ -183,7 +182,7 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Mon
     def sync(fd: int) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(module.os, "fsync", sync)
+    monkeypatch.setattr(os, "fsync", sync)
     with pytest.raises(StoreError, match="Input/output error"):
         Store(tmp_path, SETTINGS).__enter__()
 
@@ -225,3 +224,19 @@ def test_killed_while_it_writes(tmp_path: Path) -> None:
     assert [(r["row"], r["text"]) for r in read_records(tmp_path)] == [
         (row, "é" * (row % 97)) for row in range(before + 50)
     ]
+
+
+def test_records_can_be_done_again(tmp_path: Path) -> None:
+    fill(tmp_path, range(9), shard_bytes=120)
+    with Store(tmp_path, SETTINGS) as store:
+        store.finish({})
+
+    def again(record: dict[str, object]) -> bool:
+        return record["row"] in (0, 4, 8)
+
+    with Store(tmp_path, SETTINGS, again=again) as store:
+        assert store.done == {f"k{row}" for row in range(9) if not again({"row": row})}
+        assert read_summary(tmp_path) is None
+        store.append("k4", {"row": 4, "text": "new"})
+    assert rows_of(tmp_path) == [1, 2, 3, 4, 5, 6, 7]
+    assert list(read_records(tmp_path))[3]["text"] == "new"
