@@ -21,7 +21,8 @@ from simpo.onpolicy.annotators.build import load_annotator
 from simpo.onpolicy.annotators.kinds import identity, read_annotators
 from simpo.onpolicy.pairs import hash_of
 from simpo.onpolicy.scored import ScoredPrompt, fingerprint, read_generations
-from simpo.onpolicy.store import Record, Store, read_settings_of
+from simpo.onpolicy.shards import Record
+from simpo.onpolicy.store import Store, read_settings_of
 
 _EXAMPLES = 5
 _LONG = timedelta(days=30)
@@ -36,6 +37,7 @@ class AnnotateSettings:
         output_dir: the scores go here; a folder with scores by the same annotators is gone on with.
         annotators: name -> {kind: reward_model | pairrm | judge | function, and its settings}.
         prompts_per_batch: prompts that are scored together, and kept together: a kill loses no more than these.
+        retry_errors: score again what came to an error in an earlier start.
         use_cpu: leave GPUs alone.
 
     Raises:
@@ -46,6 +48,7 @@ class AnnotateSettings:
     output_dir: str
     annotators: dict[str, Any]
     prompts_per_batch: int = 32
+    retry_errors: bool = False
     use_cpu: bool = False
 
     def __post_init__(self) -> None:
@@ -78,7 +81,8 @@ def run_annotate(settings: AnnotateSettings) -> None:
     made_with |= {f"annotator {name}": identity(kind) for name, kind in kinds.items()}
     # first, so that a wrong name leaves no folder behind that holds to it
     annotators = {name: load_annotator(kind, state.device) for name, kind in kinds.items()}
-    with _shared_store(Store(settings.output_dir, made_with, rank=state.process_index), state) as store:
+    again = (lambda record: record["error"] is not None) if settings.retry_errors else None
+    with _shared_store(Store(settings.output_dir, made_with, rank=state.process_index, again=again), state) as store:
         annotate(settings, annotators, store, state.process_index, state.num_processes)
         state.wait_for_everyone()
         if state.is_main_process:

@@ -119,6 +119,19 @@ def test_an_annotator_that_always_fails_keeps_nothing(store, tmp_path) -> None:
         assert sum(record["error"] is not None for record in late.records()) == 5
 
 
+def test_errors_are_tried_again_when_asked(store, tmp_path, monkeypatch) -> None:
+    generations = store("g", [generation(row, TEXTS) for row in range(3)])
+    monkeypatch.setattr(
+        sys.modules["tests.onpolicy.test_annotate"], "length", lambda prompt, responses: [math.inf, 1, 2]
+    )
+    run_annotate(options(generations, tmp_path / "s"))
+    monkeypatch.undo()
+    run_annotate(options(generations, tmp_path / "s"))
+    assert all(record["error"] for record in read_records(tmp_path / "s"))
+    run_annotate(options(generations, tmp_path / "s", retry_errors=True))
+    assert [record["scores"] for record in read_records(tmp_path / "s")] == [{"length": [1, 2, 3]}] * 3
+
+
 def test_an_annotator_that_knows_no_number(store, tmp_path) -> None:
     generations = store("g", [generation(row, TEXTS) for row in range(3)])
     with pytest.raises(AnnotatorBroken, match="f gives nan to every response of 3 prompts"):
