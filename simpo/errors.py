@@ -15,3 +15,11 @@ class DataError(SimPOError, ValueError):
 
 class ModelError(SimPOError, ValueError):
     """A model, tokenizer or adapter cannot be loaded or cannot be served by the packed forward."""
+
+
+class StoreError(SimPOError):
+    """Finished records cannot be written or read, or are not those of this run."""
+
+
+class EngineError(SimPOError):
+    """No response can be sampled: servers do not answer or refuse every request, or an engine is not installed."""

@@ -48,7 +48,8 @@ def simpo_process(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(
-    "words", [("--help",), ("train", "--help"), ("sft", "--help"), ("sweep", "--help"), ("--version",)]
+    "words",
+    [("--help",), ("train", "--help"), ("sft", "--help"), ("sweep", "--help"), ("generate", "--help"), ("--version",)],
 )
 def test_help_answers_in_half_a_second(words: tuple[str, ...]) -> None:
     seconds = []

@@ -21,14 +21,25 @@ from simpo.cli.inspection import source_overrides
 from simpo.cli.launch import launch_config
 from simpo.cli.words import split_overrides
 from simpo.errors import ConfigError, ModelError
+from simpo.onpolicy.annotate import AnnotateSettings
+from simpo.onpolicy.annotators.kinds import read_annotators
+from simpo.onpolicy.binarize import BinarizeSettings
+from simpo.onpolicy.settings import GenerateSettings
 from simpo.run.sft.settings import check_sft_settings, sft_field_types
 from simpo.settings import check_settings, read_settings
-from simpo.settings.fieldtypes import field_types
+from simpo.settings.fieldtypes import field_types, types_of
+from simpo.settings.flat import read_flat
 from simpo.sweep.space import check_candidates, read_space
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 HH = ROOT.parent / "shared" / "data" / "hh_harmless_train.jsonl.gz"
+# Verbs with settings of their own -> their dataclass.
+ON_POLICY: dict[str, type[Any]] = {
+    "generate": GenerateSettings,
+    "annotate": AnnotateSettings,
+    "binarize": BinarizeSettings,
+}
 # Files that the text invents for the reader's own.
 INVENTED = {
     "my-machine.yaml": "per_device_train_batch_size: 4\n",
@@ -147,6 +158,9 @@ def check_accelerate(words: list[str], tmp_path: Path) -> None:
 def check_simpo(words: list[str], tmp_path: Path) -> None:
     own, overrides = split_overrides(words[1:], cli.VERBS[words[0]].FLAGS)
     args = cli._parser().parse_args([words[0], *own])
+    if words[0] in ON_POLICY:
+        read_flat(ON_POLICY[words[0]], args.configs, overrides)
+        return
     if words[0] == "sweep":
         check_candidates(read_space(args.space), args.configs, [*overrides, "--use_cpu=true"])
         return
@@ -222,7 +236,11 @@ def test_yaml_names_settings(block: Block, tmp_path: Path) -> None:
     if "space" in settings:  # what a sweep searches
         (tmp_path / "space.yaml").write_text(block.text)
         settings = read_space(tmp_path / "space.yaml").space
-    assert settings and set(settings) <= set(sft_field_types() if block.page == "docs/sft.md" else field_types())
+    if "annotators" in settings:
+        assert set(settings) <= set(types_of(AnnotateSettings)) and read_annotators(settings["annotators"])
+        return
+    known = {"docs/sft.md": sft_field_types, "docs/onpolicy.md": lambda: types_of(GenerateSettings)}
+    assert settings and set(settings) <= set(known.get(block.page, field_types)())
 
 
 @pytest.mark.parametrize("block", blocks("json"), ids=lambda block: block.name)
@@ -233,7 +251,10 @@ def test_json_is_a_row(block: Block) -> None:
     if block.page == "docs/sft.md":
         assert isinstance(read_row(json.loads(block.text)), Dialogue)
         return
-    assert isinstance(normalise(json.loads(block.text)), Pair)
+    row = json.loads(block.text)
+    if "completion" in row:  # as simpo.data.unpaired reads it
+        row["chosen" if row["label"] else "rejected"] = row.pop("completion")
+    assert isinstance(normalise(row, unpaired=True), Pair)
 
 
 def test_every_fence_is_closed_and_named() -> None:

@@ -18,9 +18,10 @@ PACKAGE = ROOT / "simpo"
 LAYERS = (
     {"errors", "losses", "logps", "attention", "flops"},
     {"batching", "packing", "parity", "metrics", "objectives"},
-    {"checks", "config", "forward", "model", "settings", "data", "reference", "loaders", "scoring"},
+    {"checks", "config", "forward", "model", "settings", "data", "reference", "loaders", "scoring", "engines"},
     {"trainer", "initial_policy", "audit"},
     {"run"},
+    {"onpolicy"},
     {"sweep"},
     {"cli"},
 )

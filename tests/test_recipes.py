@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from simpo.objectives import OBJECTIVES
+from simpo.onpolicy.settings import read_generate_settings
 from simpo.run.manifest import write_settings
 from simpo.settings import read_settings
 
@@ -85,7 +86,7 @@ def read(name: str, *overrides: str) -> Any:
 
 
 def test_every_file_is_listed() -> None:
-    assert {path.stem for path in CONFIGS.glob("*")} == {*SHIPPED, "objectives", "sft", "sweeps"}
+    assert {path.stem for path in CONFIGS.glob("*")} == {*SHIPPED, "objectives", "onpolicy", "sft", "sweeps"}
 
 
 @pytest.mark.parametrize("name", sorted(SHIPPED))
@@ -233,3 +234,16 @@ def test_demo_fits_a_cpu() -> None:
     assert args.use_cpu
     assert not args.bf16
     assert (args.total_train_batch_size, args.per_device_train_batch_size, args.max_length) == (32, 8, 128)
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "max_new_tokens"),
+    [("llama-3-8b-instruct", LLAMA3_INSTRUCT, 2048), ("gemma-2-9b-it", "google/gemma-2-9b-it", 4096)],
+)
+def test_published_sampling(name: str, model: str, max_new_tokens: int) -> None:
+    settings = read_generate_settings(CONFIGS / "onpolicy" / f"{name}.yaml")
+    assert (settings.model_name_or_path, settings.dataset_name, settings.dataset_split) == (
+        model, ULTRAFEEDBACK, "train_prefs",
+    )  # fmt: skip
+    assert (settings.seeds, settings.num_responses) == ([13, 21, 42, 79, 100], 5)
+    assert (settings.temperature, settings.top_p, settings.max_new_tokens) == (0.8, 0.95, max_new_tokens)

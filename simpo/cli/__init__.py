@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from simpo import __version__
-from simpo.cli import inspection, reference, sft, sweep, train
+from simpo.cli import annotate, binarize, generate, inspection, reference, sft, sweep, train
 from simpo.cli.words import Flag, Verbs, split_overrides
 from simpo.errors import ConfigError, SimPOError
 
@@ -29,6 +29,9 @@ VERBS: dict[str, Verb] = {
     "train": train,
     "sft": sft,
     "inspect": inspection,
+    "generate": generate,
+    "annotate": annotate,
+    "binarize": binarize,
     "reference": reference,
     "sweep": sweep,
 }

@@ -114,7 +114,7 @@ def split_source(
             continue
         if default and split not in data and (purpose == "eval" and "train" in purposes):
             continue
-        parts.append(Part(purpose, f"{source} [{split}]", _take_split(data, split, source)))
+        parts.append(Part(purpose, f"{source} [{split}]", take_split(data, split, source)))
     if not parts and list(purposes) == ["eval"]:
         raise DataError(
             f"{source}: dataset_splits {list(splits or [])} names no evaluation split; add one of {', '.join(data)}"
@@ -134,7 +134,7 @@ def _purpose(split: str) -> Purpose:
     )
 
 
-def _take_split(data: DatasetDict, split: str, source: str) -> Dataset:
+def take_split(data: DatasetDict, split: str, source: str) -> Dataset:
     """A split by name, or a slice of it in the notation of `datasets` (train[:10%])."""
     if split in data:
         return data[split]

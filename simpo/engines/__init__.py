@@ -1,0 +1,1 @@
+"""Engines that sample responses: one interface, in process or behind a server."""

@@ -1,0 +1,1 @@
+"""Preference data from the policy itself: sample responses, score them, make pairs."""

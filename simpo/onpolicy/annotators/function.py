@@ -1,0 +1,30 @@
+"""Scores by a Python function, for tasks whose answers a program can check."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from simpo.onpolicy.annotators.base import Item, Scored
+
+
+class FunctionAnnotator:
+    """Calls `function(prompt, responses)` for each item.
+
+    Args:
+        function: returns a sequence of one number, or None, per response; higher is better.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+
+    def score(self, items: Sequence[Item]) -> list[Scored]:
+        """Raises what the function raises, and ValueError where it returns something else than it should."""
+        return [Scored(self._call(item)) for item in items]
+
+    def _call(self, item: Item) -> list[float | None]:
+        returned = self._function(item.prompt, list(item.responses))
+        values = list(returned) if hasattr(returned, "__iter__") else [returned]
+        if len(values) != len(item.responses):
+            raise ValueError(f"the function returned {len(values)} scores for {len(item.responses)} responses")
+        return [None if value is None else float(value) for value in values]

@@ -1,0 +1,104 @@
+"""A real server of the protocol, `transformers serve` with the tiny model: the same responses as in process."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from simpo.onpolicy.generate import run_generate
+from simpo.onpolicy.settings import GenerateSettings
+from simpo.onpolicy.store import read_records
+from tests.launching import environment
+
+pytestmark = pytest.mark.slow
+
+for name in ("fastapi", "uvicorn", "openai"):  # the extra `serving` of transformers
+    pytest.importorskip(name, reason="transformers serve needs pip install 'transformers[serving]'")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def serving(model: str, port: int, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """`transformers serve MODEL` on loopback, ready to answer; stopped on leaving."""
+    code = "from transformers.cli.transformers import main; main()"
+    command = [sys.executable, "-c", code, "serve", model, "--port", str(port), "--host", "127.0.0.1"]
+    with open(log, "ab") as file:
+        process = subprocess.Popen(
+            [*command, "--device", "cpu", "--dtype", "float32"], env=environment(), stdout=file, stderr=file
+        )
+    try:
+        for _ in range(1200):
+            assert process.poll() is None, log.read_text()[-3000:]
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
+                break
+            time.sleep(0.1)
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def settings_of(tiny_dir: str, folder: Path, name: str, rows: int, **options: Any) -> GenerateSettings:
+    data = folder / f"{name}.jsonl"
+    data.write_text("".join(f'{{"prompt": "Question {row}: why?"}}\n' for row in range(rows)))
+    defaults = {"max_new_tokens": 8, "temperature": 0.0, "num_responses": 1}
+    return GenerateSettings(tiny_dir, str(data), str(folder / name), **defaults | options)
+
+
+def texts_of(settings: GenerateSettings) -> list[list[str]]:
+    records = list(read_records(settings.output_dir))
+    assert all(record["error"] is None for record in records), records
+    return [[response["text"] for response in record["responses"]] for record in records]
+
+
+def test_the_same_responses_as_in_process_and_a_restart_loses_nothing(
+    tiny_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    here = settings_of(tiny_dir, tmp_path, "here", 6, use_cpu=True)
+    run_generate(here)
+    port, log = free_port(), tmp_path / "serve.log"
+    there: dict[str, Any] = {"engine": "server", "server_urls": [f"http://127.0.0.1:{port}/v1"], "max_in_flight": 4}
+    with serving(tiny_dir, port, log) as first:
+        for api in ("text", "chat"):  # greedy: another prompt, say with two BOS, would give other texts
+            settings = settings_of(tiny_dir, tmp_path, api, 6, server_api=api, **there)
+            run_generate(settings)
+            assert texts_of(settings) == texts_of(here)
+
+        many = settings_of(
+            tiny_dir, tmp_path, "many", 60, server_api="text", temperature=0.8, num_responses=2, server_retries=50,
+            **there,
+        )  # fmt: skip
+        restarted = threading.Event()
+
+        def restart() -> None:
+            folder = Path(many.output_dir)
+            while sum(path.read_bytes().count(b"\n") for path in folder.glob("records-*")) < 10:
+                time.sleep(0.01)
+            os.kill(first.pid, signal.SIGKILL)
+            with serving(tiny_dir, port, log):
+                restarted.set()
+                over.wait(120)
+
+        over = threading.Event()
+        thread = threading.Thread(target=restart)
+        thread.start()
+        run_generate(many)
+        over.set()
+        thread.join()
+    assert restarted.is_set() and [len(texts) for texts in texts_of(many)] == [2] * 60

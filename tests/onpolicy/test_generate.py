@@ -1,0 +1,378 @@
+"""`simpo generate`: what is asked, what is kept, what is said, and what an interruption changes: nothing."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer
+
+from simpo import cli
+from simpo.engines.base import Failure, Request, Result, Sample
+from simpo.errors import ConfigError, DataError, EngineError, ModelError, StoreError
+from simpo.onpolicy import generate as module
+from simpo.onpolicy.generate import run_generate
+from simpo.onpolicy.prompts import Renderer, read_prompts
+from simpo.onpolicy.settings import GenerateSettings, read_generate_settings
+from simpo.onpolicy.store import read_records, read_settings_of, read_summary
+from tests.engines.serving import Server, echo
+from tests.launching import environment, run
+from tests.onpolicy.conftest import QUESTIONS
+
+WORKERS = Path(__file__).parents[1] / "workers"
+
+
+class Recorder:
+    """Answers with the prompt's ids and the seed; keeps what it was asked."""
+
+    batch_size = None
+
+    def __init__(self) -> None:
+        self.requests: list[Request] = []
+
+    def generate(self, requests):
+        for number, request in enumerate(requests):
+            self.requests.append(request)
+            yield Result(number, Sample(f"{list(request.prompt_ids)} {request.seed}", "stop", 3))
+
+    def close(self) -> None:
+        pass
+
+
+def records_of(settings: GenerateSettings) -> list[dict[str, Any]]:
+    return list(read_records(settings.output_dir))
+
+
+def test_responses_to_every_prompt(make_generate, capsys) -> None:
+    settings = make_generate()
+    summary = run_generate(settings)
+    records = records_of(settings)
+    assert [record["row"] for record in records] == list(range(6)) and len({record["id"] for record in records}) == 6
+    for record, question in zip(records, QUESTIONS, strict=True):
+        assert set(record) == {"id", "row", "prompt", "responses", "error"}
+        assert record["prompt"] == [{"role": "user", "content": question}] and record["error"] is None
+        assert [response["seed"] for response in record["responses"]] == [13, 21, 42, 79, 100]
+        assert len({response["text"] for response in record["responses"]}) == 5
+        for response in record["responses"]:
+            assert set(response) == {"text", "finish_reason", "tokens", "seed"} and 1 <= response["tokens"] <= 12
+            assert response["finish_reason"] == "stop" or response["tokens"] == 12
+    assert summary == read_summary(settings.output_dir) and summary["responses"] == 30 and summary["cut"] > 0
+    assert "30 responses to 6 prompts" in capsys.readouterr().out
+
+    again = run_generate(settings)  # nothing is left to do: no model is loaded
+    assert again == summary and records_of(settings) == records
+
+
+def test_prompts_are_token_ids_with_one_bos(make_generate, tiny_dir) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_dir)
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"},
+             {"role": "assistant", "content": "Hello."}, {"role": "user", "content": "Why?"}]  # fmt: skip
+    settings = make_generate([{"messages": turns}, {"messages": [*turns, {"role": "assistant", "content": "So."}]}])
+    engine = Recorder()
+    summary = run_generate(settings, engine)
+    assert summary["prompts"] == 1 and summary["repeated_rows"] == 1  # an answer at the end is what is asked for again
+    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    for request in engine.requests:
+        assert tokenizer.decode(request.prompt_ids) == text and list(request.prompt_ids).count(0) == 1
+        assert request.text == text  # this tokenizer writes no BOS of its own, so a server would add none
+        assert request.stop_ids == (1, 4)  # EOS of the generation config, and the template's <|eot_id|>
+        assert (request.temperature, request.top_p, request.max_new_tokens) == (0.8, 0.95, 12)
+    assert [request.seed for request in engine.requests] == [13, 21, 42, 79, 100]
+
+
+def test_a_server_that_writes_bos_itself_is_given_a_text_without(make_generate, tiny_dir) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_dir)
+    bos, ids = str(tokenizer.bos_token), [(str(tokenizer.bos_token), 0)]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"{bos} $A", special_tokens=ids)
+    assert tokenizer("Hi")["input_ids"][0] == 0
+    for options in ({}, {"text_prompts": "plain"}):
+        prompts, _ = read_prompts(make_generate(**options))
+        Renderer(tokenizer, None).prepare(prompts, None)
+        for prompt in prompts:
+            assert prompt.ids.count(0) == 1 and bos not in prompt.text
+            assert tokenizer(prompt.text)["input_ids"] == prompt.ids  # what the server makes of it
+
+
+def test_plain_texts_and_columns(make_generate, tiny_dir) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_dir)
+    rows = [{"question": "Once upon", "prompt": "no"}, {"question": " a time", "prompt": "no"}]
+    settings = make_generate(rows, prompt_column="question", text_prompts="plain", seeds=[1], dataset_split="train[1:]",
+                             stop_token_ids=[7])  # fmt: skip
+    engine = Recorder()
+    run_generate(settings, engine)
+    (request,) = engine.requests
+    bare = tokenizer(" a time", add_special_tokens=False)["input_ids"]
+    prefix = tokenizer("a")["input_ids"][: -len(tokenizer("a", add_special_tokens=False)["input_ids"])]
+    assert list(request.prompt_ids) == prefix + bare and request.text == " a time" and request.stop_ids == (1, 7)
+    assert records_of(settings)[0]["prompt"] == " a time"
+
+
+def test_rows_that_cannot_be_asked_are_reported_and_the_rest_goes_on(make_generate, capsys) -> None:
+    rows = [
+        {"prompt": [{"role": "user", "content": "Hi"}], "tools": None},
+        {"prompt": [{"role": "user", "content": "long " * 5000}], "tools": None},
+        {"prompt": [{"role": "assistant", "content": "I answer nobody."}], "tools": None},
+        {"prompt": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}], "tools": None},
+        {"prompt": [{"role": "user", "content": "Fails"}], "tools": None},
+        {"prompt": None, "tools": None},
+        {"prompt": [{"role": "user", "content": "Hi"}], "tools": '[{"type": "function"}]'},
+    ]
+    template = (
+        "{% for m in messages %}{% if m['content'] == 'Fails' %}{{ raise_exception('no such thing') }}{% endif %}"
+        "{{ bos_token if loop.first }}{{ m['role'] }}: {{ m['content'] }}<|eot_id|>{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
+    )
+    settings = make_generate(rows, chat_template=template, num_responses=2)
+    summary = run_generate(settings)
+    errors = {record["row"]: record["error"] for record in records_of(settings)}
+    assert errors == {
+        0: None, 1: errors[1], 2: "no prompt", 3: "roles out of order", 4: "template fails: no such thing",
+        5: "no prompt", 6: None,
+    }  # fmt: skip
+    assert errors[1].startswith("prompt of ") and errors[1].endswith("leaves no room in the context of 4096")
+    assert records_of(settings)[6]["tools"] == [{"type": "function"}]
+    printed = capsys.readouterr().out
+    assert summary["errors"] == 5 and "rows 2, 5: no prompt" in printed and "row 4: template fails" in printed
+    assert all(len(record["responses"]) == (0 if record["error"] else 2) for record in records_of(settings))
+
+
+def test_responses_end_with_the_context(make_generate) -> None:
+    settings = make_generate([{"prompt": "word " * 20}], context_length=40, max_new_tokens=30)
+    engine = Recorder()
+    run_generate(settings, engine)
+    assert {len(request.prompt_ids) + request.max_new_tokens for request in engine.requests} == {40}
+
+
+def test_nothing_to_ask(make_generate) -> None:
+    with pytest.raises(DataError, match="no prompt has a response; row 0: no prompt"):
+        run_generate(make_generate([{"prompt": "  "}]))
+    with pytest.raises(DataError, match=r"none of the columns prompt and messages \(its columns: x\)"):
+        run_generate(make_generate([{"x": "a"}]))
+    with pytest.raises(DataError, match="no column 'y'"):
+        run_generate(make_generate([{"x": "a"}], prompt_column="y"))
+    with pytest.raises(DataError, match="no split 'test'"):
+        run_generate(make_generate(dataset_split="test"))
+    with pytest.raises(ModelError):
+        run_generate(make_generate(model_name_or_path="/nowhere/model"))
+
+
+def test_failures_of_an_engine_are_recorded_with_their_seed(make_generate) -> None:
+    class Failing(Recorder):
+        def generate(self, requests):
+            for number, request in super().generate(requests):
+                fails = self.requests[-1].seed == 42 and number < 5
+                yield Result(number, Failure("HTTP 500: oops") if fails else request)
+
+    settings = make_generate()
+    summary = run_generate(settings, Failing())
+    (failed,) = [record for record in records_of(settings) if record["error"]]
+    assert failed["error"] == "seed 42: HTTP 500: oops" and [r["seed"] for r in failed["responses"]] == [
+        13,
+        21,
+        79,
+        100,
+    ]
+    assert summary["errors"] == 1 and summary["responses"] == 29
+
+    settings.retry_errors = True
+    engine = Recorder()
+    summary = run_generate(settings, engine)
+    assert summary["errors"] == 0 and summary["responses"] == 30 and len(engine.requests) == 5
+
+
+def test_an_adapter_is_a_policy_too(make_generate, tiny_dir, tmp_path) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    adapted = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(tiny_dir), LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
+    )
+    adapted.save_pretrained(tmp_path / "adapter")
+    AutoTokenizer.from_pretrained(tiny_dir).save_pretrained(tmp_path / "adapter")
+    run_generate(make_generate(output_dir=str(tmp_path / "base")))
+    settings = make_generate(model_name_or_path=str(tmp_path / "adapter"))
+    run_generate(settings)
+    assert read_settings_of(settings.output_dir)["stop_ids"] == [1, 4]
+    assert records_of(settings) != list(read_records(tmp_path / "base"))
+
+
+def test_an_interrupted_run_goes_on_to_the_same_set(make_generate, monkeypatch) -> None:
+    whole = make_generate(output_dir=str(make_generate().output_dir) + "-whole")
+    run_generate(whole)
+    settings = make_generate()
+    kept: list[str] = []
+    real = module.record_of
+
+    def stop_after_three(prompt, seeds, outcomes):
+        if len(kept) == 3:
+            raise KeyboardInterrupt
+        kept.append(prompt.key)
+        return real(prompt, seeds, outcomes)
+
+    monkeypatch.setattr(module, "record_of", stop_after_three)
+    with pytest.raises(KeyboardInterrupt):
+        run_generate(settings)
+    assert len(records_of(settings)) == 3 and read_summary(settings.output_dir) is None
+    again: list[str] = []
+    monkeypatch.setattr(module, "record_of", lambda prompt, *rest: again.append(prompt.key) or real(prompt, *rest))
+    run_generate(settings)
+    assert records_of(settings) == records_of(whole)
+    assert not set(kept) & set(again) and len(again) == 3
+
+
+def test_other_batches_give_the_same_responses(make_generate) -> None:
+    settings = make_generate()
+    run_generate(settings)
+    other = make_generate(output_dir=settings.output_dir + "-other", batch_size=1)
+    run_generate(other)
+    assert records_of(other) == records_of(settings)
+
+
+def test_other_settings_or_prompts_are_refused(make_generate) -> None:
+    run_generate(make_generate(), Recorder())
+    with pytest.raises(StoreError, match=r"temperature: 0.8 there, 0.7 now"):
+        run_generate(make_generate(temperature=0.7), Recorder())
+    with pytest.raises(StoreError, match="prompts:"):
+        run_generate(make_generate([{"prompt": "another"}]), Recorder())
+    run_generate(make_generate(batch_size=3), Recorder())  # speed only
+
+
+def test_through_a_server(make_generate, monkeypatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("MY_KEY", "secret-77")
+    with Server(echo) as server:
+        settings = make_generate(
+            engine="server", server_urls=[server.url], server_model="policy", batch_size=40, use_cpu=False,
+            api_key_env="MY_KEY",
+        )  # fmt: skip
+        run_generate(settings)
+        assert Counter(body["seed"] for _, body, _ in server.seen) == dict.fromkeys((13, 21, 42, 79, 100), 6)
+        assert all(body["prompt"][0] == 0 and body["prompt"].count(0) == 1 for _, body, _ in server.seen)
+        assert {key for _, _, key in server.seen} == {"Bearer secret-77"}
+    records = records_of(settings)
+    assert len(records) == 6 and all(len(record["responses"]) == 5 for record in records)
+    kept = "".join(path.read_text() for path in Path(settings.output_dir).iterdir())
+    assert "secret-77" not in kept and "secret-77" not in json.dumps(read_settings_of(settings.output_dir))
+    monkeypatch.delenv("MY_KEY")
+    rows = make_generate([{"prompt": "new"}], **_changed(settings))
+    with pytest.raises(ConfigError, match="the environment variable MY_KEY is not set"):
+        run_generate(rows)
+    rows.api_key_env, rows.server_patience = None, 0.0
+    with pytest.raises(EngineError, match="no server answers"):  # it is gone; what was done would stay
+        run_generate(rows)
+
+
+def _changed(settings: GenerateSettings) -> dict[str, Any]:
+    return asdict(settings) | {"output_dir": settings.output_dir + "-new"}
+
+
+def test_the_verb(make_generate, tmp_path, capsys) -> None:
+    settings = make_generate()
+    given = {key: value for key, value in asdict(settings).items()
+             if key in ("model_name_or_path", "dataset_name", "max_new_tokens", "use_cpu")}  # fmt: skip
+    (tmp_path / "generate.yaml").write_text(yaml.safe_dump(given))
+    command = ["generate", str(tmp_path / "generate.yaml"), f"--output_dir={tmp_path / 'verb'}"]
+    assert cli.main([*command, "--num_responses", "2", "--temperature=1e-1"]) == 0
+    captured = capsys.readouterr()
+    assert "12 responses to 6 prompts" in captured.out and "prompt/s" in captured.err
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").write_text("")
+    assert cli.main([*command, f"--output_dir={tmp_path / 'other'}"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("temprature: 1", r"g.yaml:4: unknown setting 'temprature'; did you mean 'temperature'\?"),
+        ("temperature: warm", "g.yaml:4: temperature: warm has the wrong type: write a number"),
+        ("top_p: 1.5", "g.yaml:4: top_p: 1.5 must be above 0 and at most 1"),
+        ("engine: tgi", "g.yaml:4: engine: tgi is unknown: write one of transformers, vllm, server"),
+        ("server_urls: [http://a/v1]", "g.yaml:4: server_urls: belongs to engine: server, and engine is transformers"),
+        ("engine: server", "server_urls: is missing"),
+        ("seeds: [1, 1]", "g.yaml:4: seeds: .* must differ"),
+        ("temperature: 0", "g.yaml:4: temperature: 0 gives the same response 5 times"),
+        ("{engine: server, server_urls: [http://me:pw@a/v1]}", "settings must be|server_urls: holds a password"),
+        ("num_responses: 0", "g.yaml:4: num_responses: 0 must be at least 1"),
+        ("tensor_parallel_size: 2", "belongs to engine: vllm"),
+    ],
+)
+def test_wrong_settings_are_named_with_their_line(tmp_path: Path, line: str, message: str) -> None:
+    head = ["model_name_or_path: m", "dataset_name: d", "output_dir: o"]
+    path = tmp_path / "g.yaml"
+    if line.startswith("{"):
+        head, line = [], "{model_name_or_path: m, dataset_name: d, output_dir: o, " + line[1:]
+    path.write_text("\n".join([*head, line]))
+    with pytest.raises(ConfigError, match=message):
+        read_generate_settings(path)
+
+
+def test_settings_of_other_steps_may_stand_in_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "g.yaml"
+    path.write_text("model_name_or_path: m\ndataset_name: d\noutput_dir: o\nreward_model: r\nnum_responses: 7\n")
+    settings = read_generate_settings(path, others={"reward_model"})
+    assert settings.seeds == [13, 21, 42, 79, 100, 101, 102]
+    with pytest.raises(ConfigError, match="dataset_name is missing"):
+        read_generate_settings([], ["--model_name_or_path=m", "--output_dir=o"])
+
+
+def kill(make_generate, tmp_path: Path, kills: int, seed: int) -> None:
+    rows = [{"prompt": f"Question {number}: {'why ' * (number % 7)}?"} for number in range(40)]
+    names = {"": "out", ".whole": "whole"}
+    for suffix, folder in names.items():
+        settings = asdict(make_generate(rows, output_dir=str(tmp_path / folder), num_responses=2, batch_size=4))
+        given = {key: value for key, value in settings.items() if value not in (None, [], {})}
+        (tmp_path / f"g.yaml{suffix}").write_text(yaml.safe_dump(given))
+    config, folder = tmp_path / "g.yaml", tmp_path / "out"
+    worker = [sys.executable, str(WORKERS / "kill_generate.py"), str(kills), str(seed)]
+    worker += [str(config), str(folder), f"{config}.whole"]
+    done = subprocess.run(worker, env=environment(), capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    moments = [int(number) for number in re.findall(r"killed at (\d+) of 40", done.stdout)]
+    assert len(moments) == kills and max(moments) < 40 and len(set(moments)) > 1
+    whole, interrupted = list(read_records(tmp_path / "whole")), list(read_records(tmp_path / "out"))
+    assert len(whole) == 40 and interrupted == whole
+    lines = [json.loads(line)["key"] for path in (tmp_path / "out").glob("records-*") for line in path.open()]
+    assert len(lines) == len(set(lines)) == 40
+
+
+def test_killed_at_random_moments_it_ends_with_the_same_set(make_generate, tmp_path: Path) -> None:
+    kill(make_generate, tmp_path, 3, seed=1)
+
+
+@pytest.mark.slow
+def test_killed_twenty_times_it_ends_with_the_same_set(make_generate, tmp_path: Path) -> None:
+    kill(make_generate, tmp_path, 20, seed=2)
+
+
+@pytest.mark.multiprocess
+@pytest.mark.slow
+def test_two_processes_give_the_set_of_one(make_generate, tmp_path: Path) -> None:
+    rows = [{"prompt": f"Question {number}?"} for number in range(12)] + [{"prompt": ""}]
+    alone = make_generate(rows, num_responses=2, batch_size=4)
+    run_generate(alone)
+    both = make_generate(rows, num_responses=2, batch_size=4, output_dir=str(tmp_path / "both"))
+    given = {key: value for key, value in asdict(both).items() if value not in (None, [], {})}
+    (tmp_path / "g.yaml").write_text(yaml.safe_dump(given))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [*launcher, "-m", "simpo.cli", "generate", str(tmp_path / "g.yaml")]
+    printed = run(command)
+    assert printed.count("24 responses to 13 prompts") == 1
+    shards = sorted((tmp_path / "both").glob("records-*"))
+    assert len(shards) == 2 and records_of(both) == records_of(alone)
+
+    # one of the files is torn, and another number of processes goes on
+    os.truncate(shards[1], shards[1].stat().st_size - 3)
+    run_generate(both)
+    assert records_of(both) == records_of(alone)
+    os.truncate(shards[0], 0)
+    run(command)
+    assert records_of(both) == records_of(alone)
