@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
@@ -29,12 +28,16 @@ class InitialPolicy:
         trainer: whose policy it is.
         fingerprint: from `simpo.reference.policy_fingerprint`, taken before anything was trained.
         fresh_adapter: the trainer added an adapter, without which the policy is the initial one.
+
+    Attributes:
+        trained: a step was taken.
     """
 
     def __init__(self, trainer: PreferenceTrainer, fingerprint: str, *, fresh_adapter: bool) -> None:
         self.trainer = trainer
         self.fingerprint = fingerprint
         self.fresh_adapter = fresh_adapter
+        self.trained = False
 
     def fill(self, packed: PackedDataset, name: str) -> None:
         """Give a data set its reference log-probs, from the cache or computed now; every process must call it.
@@ -54,12 +57,12 @@ class InitialPolicy:
         cache = ReferenceCache(args.reference_cache, key)
         if self.trainer.is_world_process_zero():
             print(f"Log-probs of the initial policy on {name}, {len(packed):,} pairs, kept in {cache.path}", flush=True)
-        initial = self.fresh_adapter or self.trainer.state.global_step == 0
+        trained = self.trained or self.trainer.state.global_step > 0  # here, or before a checkpoint
         fill_references(
             packed,
             cache,
-            functools.partial(self._part, packed) if initial else None,
-            exact=args.compute_dtype == torch.float32,
+            functools.partial(self._part, packed) if self.fresh_adapter or not trained else None,
+            exact=self.trainer.scorer.exact,
             name=name,
         )
 
@@ -82,14 +85,30 @@ class InitialPolicy:
 class ReferenceCallback(TrainerCallback):
     """Once the engine holds the policy, and before the first step, computes its log-probs of all data sets."""
 
-    def __init__(self, trainer: PreferenceTrainer) -> None:
-        self.trainer = trainer
+    def __init__(self, trainer: PreferenceTrainer, policy: InitialPolicy) -> None:
+        self.trainer, self.policy = trainer, policy
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         self.trainer.compute_references()
 
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.policy.trained = True
+
+
+def is_initial_without(peft_config: Any) -> bool:
+    """Whether the policy that a run begins with is the base of a new adapter, at any time.
+
+    Not so where the adapter starts as a part of the base that is taken out of it (PiSSA, OLoRA, CorDA, ...), or where
+    biases of the base are trained.
+    """
+    if peft_config is None:
+        return False
+    start = getattr(peft_config, "init_lora_weights", True)
+    return (isinstance(start, bool) or start == "gaussian") and getattr(peft_config, "bias", "none") == "none"
+
 
 def named_sets(train: Any, evaluation: Any) -> dict[str, Any]:
     """The data sets of a trainer by their names; those that are None are left out."""
-    others = evaluation if isinstance(evaluation, Mapping) else {"eval": evaluation}
+    named = isinstance(evaluation, Mapping)
+    others = {f"eval_{name}": data for name, data in evaluation.items()} if named else {"eval": evaluation}
     return {name: data for name, data in {"train": train, **others}.items() if data is not None}

@@ -20,6 +20,7 @@ from datasets import Dataset
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import nn
+from transformers.utils.hub import cached_file, extract_commit_hash
 
 from simpo.data.schema import TOKEN_COLUMNS
 from simpo.errors import ConfigError
@@ -59,8 +60,6 @@ class ReferenceCache:
             ConfigError: the file holds numbers of another model or data set.
         """
         file = self._file(rows)
-        if not file.exists():
-            return None
         try:
             with safe_open(file, framework="numpy") as part:
                 key = (part.metadata() or {}).get("key")
@@ -137,19 +136,31 @@ def pairs_fingerprint(pairs: Any) -> str:
     return digest.hexdigest()
 
 
-def policy_fingerprint(model: str | nn.Module, revision: str | None = None) -> str:
-    """Names a policy: by its files, by its commit on the hub, or by its weights in memory.
+def policy_fingerprint(
+    model: str | nn.Module, options: Mapping[str, Any] | None = None, quantization_config: Any = None
+) -> str:
+    """Names a policy: by its files, or its commit on the hub, and how they are loaded; or by its weights in memory.
 
     Files and weights are sampled, not read whole; that a cache belongs to a model is checked by a few pairs as well.
+
+    Args:
+        model: a path or hub name, or the model itself.
+        options: passed to `from_pretrained`.
+        quantization_config: how to load the weights.
     """
     if isinstance(model, nn.Module):
         return _weights_fingerprint(model)
+    options = dict(options or {})
+    revision = options.pop("revision", None) or "main"
     if os.path.isdir(model):
-        return _files_fingerprint(Path(model))
-    from transformers import AutoConfig
-
-    commit = getattr(AutoConfig.from_pretrained(model, revision=revision or "main"), "_commit_hash", None)
-    return f"{model}@{commit or revision or 'main'}"
+        name = _files_fingerprint(Path(model))
+    else:
+        file = cached_file(model, "config.json", revision=revision, token=options.get("token"))
+        name = f"{model}@{extract_commit_hash(file, None) or revision}"
+    if not options and quantization_config is None:
+        return name
+    loading = json.dumps([options, quantization_config], sort_keys=True, default=str)
+    return f"{name} {hashlib.sha256(loading.encode()).hexdigest()[:16]}"  # options may hold a token
 
 
 def _files_fingerprint(folder: Path) -> str:
@@ -171,10 +182,10 @@ def _files_fingerprint(folder: Path) -> str:
 def _weights_fingerprint(model: nn.Module) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for name, weight in model.named_parameters():
-        digest.update(f"{name} {tuple(weight.shape)}".encode())
+        digest.update(f"{name} {tuple(weight.shape)} {weight.dtype}".encode())
         flat = weight.detach().flatten()
-        places = torch.linspace(0, max(0, flat.numel() - 1), 64 * _SAMPLES).long().to(flat.device)
-        if flat.numel():
+        if flat.numel():  # float32 cannot count the elements of a large matrix
+            places = torch.linspace(0, flat.numel() - 1, 64 * _SAMPLES, dtype=torch.float64).long().to(flat.device)
             digest.update(flat[places].float().cpu().numpy().tobytes())
     return digest.hexdigest()
 

@@ -38,6 +38,12 @@ class Scorer:
         self.kl: Tensor | None = None
         self.parity_checked = False
 
+    @property
+    def exact(self) -> bool:
+        """Whether log-probs are computed in float32 throughout."""
+        rounded = self.args.bf16 or self.args.fp16 or self.args.tf32
+        return not rounded and next(self.policy.parameters()).dtype == torch.float32
+
     def response_logps(self, model: nn.Module, pack: PackedBatch) -> tuple[Tensor, Tensor]:
         """[B], [B] log-probs of chosen and rejected responses, summed, in nats.
 
@@ -78,9 +84,8 @@ class Scorer:
             return
         self.parity_checked = True
         args, policy = self.args, self.policy
-        rounded = args.bf16 or args.fp16 or args.tf32 or next(policy.parameters()).dtype != torch.float32
         config: Any = policy.config
         text = config.get_text_config()
         window = getattr(text, "sliding_window", None) if getattr(text, "use_sliding_window", True) else None
         reached = window if window and window < args.max_length else None
-        check_parity(model, vocabulary=text.vocab_size, device=args.device, exact=not rounded, window=reached)
+        check_parity(model, vocabulary=text.vocab_size, device=args.device, exact=self.exact, window=reached)

@@ -25,7 +25,7 @@ from simpo.config import PreferenceConfig
 from simpo.data.tokenize import is_tokenized, tokenized, tokenized_sets
 from simpo.errors import ConfigError, DataError, ModelError
 from simpo.forward import attention_backend
-from simpo.initial_policy import InitialPolicy, ReferenceCallback, named_sets
+from simpo.initial_policy import InitialPolicy, ReferenceCallback, is_initial_without, named_sets
 from simpo.loaders import PackLoaders
 from simpo.losses import Objective, step_loss
 from simpo.metrics import PairResults, RunningMeans, evaluation_means, pair_metrics
@@ -92,8 +92,9 @@ class PreferenceTrainer(Trainer):
         reference = args.log_kl or (objective is None and spec.reference)
         self._initial_policy: InitialPolicy | None = None
         if reference:
-            fingerprint = policy_fingerprint(model, _hub_options(args).get("revision"))
-            self._initial_policy = InitialPolicy(self, fingerprint, fresh_adapter=peft_config is not None)
+            options = cast(dict[str, Any] | None, args.model_init_kwargs)
+            fingerprint = policy_fingerprint(model, options, quantization_config)
+            self._initial_policy = InitialPolicy(self, fingerprint, fresh_adapter=is_initial_without(peft_config))
         self.loaders = PackLoaders(args, mismatched=self._needs_kl)
         tokenizer = processing_class or _tokenizer_of(model, args)
         if isinstance(model, str):  # before data and weights: the config alone can rule a model out
@@ -132,7 +133,7 @@ class PreferenceTrainer(Trainer):
             data_collator=cast(Any, list),  # packing happens in PackedDataset
         )
         if self._initial_policy is not None:
-            self.add_callback(ReferenceCallback(self))
+            self.add_callback(ReferenceCallback(self, self._initial_policy))
         self._keep_float32_results()
         if args.use_liger_kernel:
             check_liger_kernel(policy)
@@ -242,6 +243,7 @@ class PreferenceTrainer(Trainer):
         Returns:
             [N] float64 for each name.
         """
+        self._note_scoring()
         self._eval_results, self._look = PairResults(), look
         try:
             super().evaluation_loop(dataloader, "Scoring", True)
@@ -250,18 +252,32 @@ class PreferenceTrainer(Trainer):
         self.callback_handler.on_predict(self.args, self.state, self.control, {})  # closes the progress bar
         return self._eval_results.gather(self.accelerator)
 
+    def _note_scoring(self) -> None:
+        """The engine is about to prepare the policy for an evaluation, maybe before training."""
+        if self.is_in_train or self.state.global_step > 0:
+            return
+        plugin = getattr(self.args, "deepspeed_plugin", None)
+        if plugin is not None and plugin.zero_stage != 3:
+            raise ConfigError(
+                "evaluate() and the log-probs of the initial policy before train() need ZeRO-3, not "
+                f"ZeRO-{plugin.zero_stage}; for the former set eval_on_start: true, training computes the latter"
+            )
+        self._evaluated_first = True
+
     # Training
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As in transformers. After an evaluation, DDP replicas are synchronised all the same.
 
         Raises:
-            ConfigError: after evaluate() under DeepSpeed or FSDP, which prepare a model for one of the two only.
+            ConfigError: after evaluate() or compute_references() under DeepSpeed or FSDP, which prepare a model for one
+                of the two only.
         """
         if self._evaluated_first:
             if self.accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP):
-                raise ConfigError("evaluate() was called before train(), which DeepSpeed and FSDP do not allow; "
-                                  "set eval_on_start: true instead")  # fmt: skip
+                raise ConfigError("evaluate() or compute_references() was called before train(), which DeepSpeed and "
+                                  "FSDP do not allow; set eval_on_start: true instead, training computes log-probs "
+                                  "of the initial policy by itself")  # fmt: skip
             # accelerate takes the model that it prepared for evaluation for a ready one, and would skip the DDP wrapper
             self.model.__dict__.pop("_is_accelerate_prepared", None)
             self._evaluated_first = False
@@ -376,11 +392,7 @@ class PreferenceTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """Evaluate every pair once. Metrics are means over pairs, whatever the batch size and number of ranks."""
-        plugin = getattr(self.args, "deepspeed_plugin", None)
-        if not self.is_in_train and self.state.global_step == 0:
-            if plugin is not None and plugin.zero_stage != 3:
-                raise ConfigError("evaluate() before train() needs ZeRO-3 here; set eval_on_start: true instead")
-            self._evaluated_first = True
+        self._note_scoring()
         if self._initial_policy is not None:
             self._initial_policy.fill(cast(PackedDataset, dataloader.dataset), metric_key_prefix)
         if self._needs_kl:

@@ -1,6 +1,7 @@
 """Log-probs of the initial policy as data: equal to a live reference, kept, checked, refused."""
 
 import copy
+import json
 import sys
 
 import numpy as np
@@ -180,6 +181,24 @@ def test_a_trained_policy_is_no_reference(rows, tiny_dir, make_args) -> None:
         trainer.evaluate(Dataset.from_list(others))
 
 
+def test_a_second_training_does_not_begin_with_the_initial_policy(rows, tiny_dir, make_args) -> None:
+    trainer = PreferenceTrainer(tiny_dir, make_args(objective="dpo", max_steps=1), rows)
+    trainer.train()
+    trainer.train()  # the log-probs of these rows are known
+    trainer.train_dataset = trainer.train_dataset.select(range(5))
+    with pytest.raises(ConfigError, match="this policy is trained already"):
+        trainer.train()
+
+
+def test_an_evaluation_set_may_be_called_train(rows, tiny_dir, make_args) -> None:
+    few = {"train": rows.select(range(3)), "other": rows.select(range(4))}
+    trainer = PreferenceTrainer(tiny_dir, make_args(objective="dpo", max_steps=1), rows, few)
+    trainer.train()
+    assert trainer.train_report is not None and trainer.train_report.kept == len(rows)
+    metrics = trainer.evaluate()
+    assert {"eval_train_loss", "eval_other_loss"} <= metrics.keys()
+
+
 def test_columns_of_ones_own(rows, tiny_dir, make_args, passes) -> None:
     first = PreferenceTrainer(tiny_dir, make_args(objective="dpo", max_steps=2), rows)
     first.train()
@@ -224,6 +243,71 @@ def test_files_name_a_policy_by_what_is_in_them(tiny_dir, tmp_path) -> None:
     content[-1] ^= 1
     weights.write_bytes(content)
     assert reference.policy_fingerprint(tiny_dir) != reference.policy_fingerprint(str(tmp_path / "copy"))
+
+
+def test_a_hub_model_is_named_by_its_commit(tmp_path, monkeypatch) -> None:
+    commit = "0123456789" * 4
+    repository = tmp_path / "models--org--name"
+    (repository / "snapshots" / commit).mkdir(parents=True)
+    (repository / "snapshots" / commit / "config.json").write_text('{"auto_map": {"AutoConfig": "code.Config"}}')
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert reference.policy_fingerprint("org/name") == f"org/name@{commit}"
+
+
+def test_how_a_policy_is_loaded_is_a_part_of_its_name(tiny_dir) -> None:
+    from transformers import BitsAndBytesConfig
+
+    four = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.bfloat16)
+    ways = [({}, None), ({"dtype": "bfloat16"}, None), ({}, four), ({}, BitsAndBytesConfig(load_in_8bit=True))]
+    names = [reference.policy_fingerprint(tiny_dir, *way) for way in ways]
+    assert len(set(names)) == len(ways)
+    assert reference.policy_fingerprint(tiny_dir, {"revision": "main"}) == names[0]
+    secret = reference.policy_fingerprint(tiny_dir, {"token": "hf_secret"})
+    assert "hf_secret" not in secret
+
+
+def test_large_and_rounded_weights_have_a_name() -> None:
+    large = torch.nn.Linear(32000, 1024, bias=False, dtype=torch.bfloat16)  # more elements than float32 can count
+    assert reference.policy_fingerprint(large)
+    small = torch.nn.Linear(2, 2, bias=False)
+    with torch.no_grad():
+        small.weight.fill_(0.5)
+    assert reference.policy_fingerprint(small) != reference.policy_fingerprint(copy.deepcopy(small).bfloat16())
+
+
+def test_rounded_weights_are_compared_with_patience(rows, tiny_dir, make_args, monkeypatch) -> None:
+    seen = []
+    monkeypatch.setattr("simpo.initial_policy.fill_references", lambda *_, exact, **__: seen.append(exact))
+    for dtype in (torch.float32, torch.bfloat16):
+        model = AutoModelForCausalLM.from_pretrained(tiny_dir, dtype=dtype)
+        config = LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")
+        PreferenceTrainer(model, make_args(objective="dpo"), rows, peft_config=config).compute_references()
+    assert seen == [True, False]
+
+
+def test_an_adapter_that_takes_from_its_base_stays_on(rows, tiny_dir, make_args) -> None:
+    def references(**changes):
+        config = changes and LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM", **changes)
+        args = make_args(objective="dpo")
+        args.reference_cache += str(changes)
+        trainer = PreferenceTrainer(tiny_dir, args, rows, peft_config=config or None)
+        trainer.compute_references()
+        return trainer.loaders.packs_of(trainer.train_dataset).references["ref_chosen"]
+
+    plain = references()
+    np.testing.assert_allclose(references(init_lora_weights="pissa"), plain, atol=1e-2)
+    np.testing.assert_allclose(references(init_lora_weights=True), plain, atol=1e-2)
+
+
+@pytest.mark.multiprocess
+def test_references_before_training_leave_replicas_in_step(tmp_path) -> None:
+    out = tmp_path / "out.json"
+    settings = ("per_device_train_batch_size=2", 'objectives=["dpo"]')
+    launching.torchrun(launching.WORKERS / "objectives.py", str(out), *settings, "references_first=true")
+    assert json.loads(out.read_text())["engine"] == "DDP x 2"
 
 
 @pytest.mark.multiprocess

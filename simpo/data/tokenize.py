@@ -229,7 +229,7 @@ def tokenized_sets(
 
     Args:
         train: rows to train on.
-        evaluation: rows to evaluate on, or a mapping of such sets.
+        evaluation: rows to evaluate on, or a mapping of such sets, whose accounts get eval_ before their names.
         tokenizer: of the model.
         args: settings of the run.
 
@@ -248,7 +248,7 @@ def tokenized_sets(
 
     train = ids_of(train, "train")
     if isinstance(evaluation, Mapping) and not isinstance(evaluation, Dataset):
-        return train, {name: ids_of(data, name) for name, data in evaluation.items()}, reports
+        return train, {name: ids_of(data, f"eval_{name}") for name, data in evaluation.items()}, reports
     return train, ids_of(evaluation, "eval"), reports
 
 

@@ -37,6 +37,7 @@ def train(objective: str, out: str, settings: dict) -> tuple[dict, str]:
         "total_train_batch_size": 8, "use_cpu": True, "bf16": False, "disable_tqdm": True, "eval_on_start": True,
         "reference_cache": f"{out}.references",
     }  # fmt: skip
+    references_first = settings.pop("references_first", False)
     args = PreferenceConfig(objective=objective, **options | settings)
     set_seed(2)
     config = LlamaConfig(**SHAPE, num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True)
@@ -47,6 +48,8 @@ def train(objective: str, out: str, settings: dict) -> tuple[dict, str]:
         rows_for(objective, 7),
         processing_class=tokenizer_stub(),
     )
+    if references_first:
+        trainer.compute_references()
     trainer.train()
     trainer.evaluate()
     logs = [
