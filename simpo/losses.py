@@ -57,7 +57,10 @@ def log_ratios(logps: PairLogps) -> tuple[Tensor, Tensor]:
         ValueError: the log-probs of the initial policy are missing.
     """
     if logps.ref_chosen is None or logps.ref_rejected is None:
-        raise ValueError("this objective needs ref_chosen and ref_rejected, the log-probs of the initial policy")
+        raise ValueError(
+            "this objective needs ref_chosen and ref_rejected, the log-probs of the initial policy; register it with "
+            "reference=True, or write log_kl: true"
+        )
     return logps.chosen - logps.ref_chosen, logps.rejected - logps.ref_rejected
 
 
