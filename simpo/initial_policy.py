@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
 from simpo.packing import PackedBatch, PackedDataset
@@ -53,7 +54,8 @@ class InitialPolicy:
         )
         cache = ReferenceCache(args.reference_cache, key)
         if self.trainer.is_world_process_zero():
-            print(f"Log-probs of the initial policy on {name}, {len(packed):,} pairs, kept in {cache.path}", flush=True)
+            # tqdm.write, for the bar of the steps is already there
+            tqdm.write(f"Log-probs of the initial policy on {name}, {len(packed):,} pairs, kept in {cache.path}")
         initial = self.fresh_adapter or self.trainer.state.global_step == 0
         fill_references(
             packed,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -36,7 +37,7 @@ def load_tokenizer(
             name_or_path, revision=revision or "main", trust_remote_code=trust_remote_code
         )
     except (OSError, ValueError) as error:
-        raise ModelError(f"cannot load a tokenizer from {name_or_path!r}: {_first_line(error)}") from error
+        raise ModelError(f"cannot load a tokenizer from {name_or_path!r}: {_cause(name_or_path, error)}") from error
 
 
 def load_model_config(
@@ -52,7 +53,7 @@ def load_model_config(
             name_or_path, revision=revision or "main", trust_remote_code=trust_remote_code
         )
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"cannot load a model config from {name_or_path!r}: {_first_line(error)}") from error
+        raise ModelError(f"cannot load a model config from {name_or_path!r}: {_cause(name_or_path, error)}") from error
     check_model_config(config, name_or_path)
     return config
 
@@ -131,7 +132,7 @@ def load_causal_lm(
             **model_init_kwargs,
         )
     except (OSError, ValueError, ImportError) as error:
-        raise ModelError(f"cannot load a model from {name_or_path!r}: {_first_line(error)}") from error
+        raise ModelError(f"cannot load a model from {name_or_path!r}: {_cause(name_or_path, error)}") from error
     _mend_generation_config(model)
     return model
 
@@ -152,6 +153,16 @@ def _local_device() -> Any:
 
     device = PartialState().device
     return device.index if device.index is not None else device
+
+
+def _cause(name_or_path: str, error: Exception) -> str:
+    """What a failed load says in a line; of a path that is not there, that it is not there."""
+    path = Path(name_or_path).expanduser()
+    if path.exists():
+        return _first_line(error)
+    if path.is_absolute() or name_or_path.startswith(".") or len(path.parts) > 2:  # no name on the hub
+        return f"no such directory (looked for {path.absolute()})"
+    return f"no directory of that name here, and not loaded from the hub: {_first_line(error)}"
 
 
 def _first_line(error: Exception) -> str:

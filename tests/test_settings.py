@@ -9,10 +9,12 @@ import pytest
 import yaml
 
 from simpo.errors import ConfigError
+from simpo.run.sft.settings import sft_field_types
 from simpo.settings import RunSettings, check_settings, read_settings, recommendations
 from simpo.settings.entries import read_overrides
 from simpo.settings.fieldtypes import field_types
-from simpo.settings.oldnames import ALIASES, OLD_NAMES, RENAMED
+from simpo.settings.oldnames import ALIASES, OLD_NAMES, RENAMED, SFT_ONLY, SWEEP_ONLY
+from simpo.sweep.space import _KEYS as sweep_keys
 
 BASE = "model_name_or_path: some/model\nuse_cpu: true\ndataset_mixer: {pairs.jsonl: 1.0}\n"
 Read = Callable[..., RunSettings]
@@ -402,13 +404,26 @@ def test_every_setting_has_a_type() -> None:
         ("max_length: 10.5", ["max_length: 10.5", "a whole number"]),
         ("max_length: true", ["max_length: true", "a whole number"]),
         ("bf16: 2", ["bf16: 2", "true or false"]),
-        ("loss_type: ipo", ["loss_type: ipo", "sigmoid or hinge"]),
+        (
+            "loss_type: ipo",
+            ["loss_type: ipo is unknown: write sigmoid or hinge", "write objective: ipo and no loss_type"],
+        ),
+        ("loss_type: kto_pair", ["write objective: kto and no loss_type"]),
+        ("loss_type: squared", ["loss_type: squared is unknown: write sigmoid or hinge, or null"]),
+        ("packing: true", ["unknown setting 'packing'; it belongs to SFT runs (simpo sft)"]),
+        ("space: {beta: [2, 3]}", ["run.yaml:4: unknown setting 'space'; it belongs to the file of a search"]),
+        ("dry_run: true", ["unknown setting 'dry_run'; it is an option of other verbs"]),
+        ("accelerate: zero3", ["unknown setting 'accelerate'; it is an option of simpo train"]),
         ("eval_strategy: step", ["eval_strategy: step", "one of no, steps, epoch"]),
         ("lr_scheduler_type: cosin", ["lr_scheduler_type: cosin", "cosine"]),
         ("optim: adamw", ["optim: adamw is unknown", "adamw_torch"]),
         ("log_level: loud", ["log_level: loud", "info"]),
         ("dtype: half", ["dtype: half", "bfloat16"]),
         ("dataset_splits: train", ["dataset_splits: train", "a list of text"]),
+        (
+            "eval_dataset_mixer: pairs.jsonl",
+            ["has the wrong type: write a mapping of text to a number", "e.g. {pairs.jsonl: 1.0}"],
+        ),
         ("eval_dataset_mixer: [a, b]", ["eval_dataset_mixer", "a mapping of text to a number"]),
         ("eval_dataset_mixer: {a: 1.5}", ["run.yaml:4", "eval_dataset_mixer: a: 1.5", "at most 1"]),
         (
@@ -435,6 +450,12 @@ def test_refusals(refusal: Callable[..., str], text: str, parts: list[str]) -> N
     message = refusal(text + "\n")
     for part in parts:
         assert part in message
+
+
+def test_keys_of_the_other_verbs_are_known() -> None:
+    known = set(field_types())
+    assert set(SFT_ONLY) == set(sft_field_types()) - known
+    assert set(SWEEP_ONLY) == set(sweep_keys) - known - {"accelerate"}
 
 
 def test_an_override_is_named_as_such(refusal: Callable[..., str]) -> None:

@@ -72,6 +72,12 @@ class FieldType:
         return self.expected
 
     @property
+    def fault(self) -> str:
+        """What is wrong with a value that does not fit, in words."""
+        named = self.choices or any(get_origin(part) is Literal for part in _parts(self.annotation))
+        return "is unknown" if named else "has the wrong type"
+
+    @property
     def expected(self) -> str:
         """What may be written, in words."""
         if self.choices:

@@ -68,6 +68,32 @@ GONE = {
 
 OLD_NAMES = (*RENAMED, *GAMMA_NAMES, *GONE, "use_flash_attention_2", "warmup_ratio")
 
+# Settings of `simpo sft` that a preference run has not; an unknown name that stands here is told so.
+SFT_ONLY = (
+    "activation_offloading",
+    "assistant_only_loss",
+    "eval_packing",
+    "packing",
+    "packing_strategy",
+    "pad_to_multiple_of",
+    "router_aux_loss_coef",
+    "shuffle_dataset",
+)
+
+# Keys of the file of a search, likewise.
+SWEEP_ONLY = (
+    "command",
+    "devices",
+    "direction",
+    "keep",
+    "metric",
+    "pruner",
+    "pruner_options",
+    "sampler",
+    "space",
+    "trials",
+)
+
 
 class Converted(NamedTuple):
     """The new name and value (name None: nothing is left to set) and the line that reports the change."""

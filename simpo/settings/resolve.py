@@ -19,9 +19,12 @@ from simpo.errors import ConfigError
 from simpo.objectives import OBJECTIVES, all_knobs
 from simpo.settings.entries import COMMAND_LINE, Entry, read_overrides, read_yaml
 from simpo.settings.fieldtypes import FieldType, Misfit, field_types
-from simpo.settings.oldnames import ALIASES, GAMMA_NAMES, OLD_NAMES, RENAMED, convert, show
+from simpo.settings.oldnames import ALIASES, GAMMA_NAMES, OLD_NAMES, RENAMED, SFT_ONLY, SWEEP_ONLY, convert, show
 
 Paths = str | Path | Sequence[str | Path]
+
+# The loss_type of TRL's trainers, where it names a loss that is an objective here.
+LOSS_TYPES_ELSEWHERE = {name: name for name in OBJECTIVES} | {"kto_pair": "kto", "slic": "slic-hf"}
 
 # model_init_kwargs is passed on to from_pretrained; these have a setting of their own.
 _INIT_SETTINGS = {
@@ -214,6 +217,14 @@ def _name_run(merged: Mapping[str, Entry], layer: dict[str, Entry], name: str) -
 
 
 def _nearest(key: str) -> str:
+    if key in SFT_ONLY:
+        return "it belongs to SFT runs (simpo sft), leave it out"
+    if key in SWEEP_ONLY:
+        return "it belongs to the file of a search, the last one of simpo sweep"
+    if key in ("dry_run", "no_audit", "overwrite"):
+        return "it is an option of other verbs; --help lists those of this one"
+    if key == "accelerate":
+        return "it is an option of simpo train, sft and reference; a sweep reads it in the file of its space"
     names = [*field_types(), *ALIASES, *OLD_NAMES]
     close = difflib.get_close_matches(key.lower().replace("-", "_"), names, n=1)
     if not close:
@@ -229,9 +240,18 @@ def _typed(merged: Mapping[str, Entry], report: _Report) -> dict[str, Any]:
         try:
             values[key] = kind.fit(entry.value, entry.text)
         except Misfit as misfit:
-            fault = "is unknown" if kind.choices else "has the wrong type"
-            report.add(entry.where, f"{entry.written}: {show(entry.given)} {fault}: write {misfit.expected}")
+            advice = misfit.expected + _instead(key, entry.given)
+            report.add(entry.where, f"{entry.written}: {show(entry.given)} {kind.fault}: write {advice}")
     return values
+
+
+def _instead(key: str, given: Any) -> str:
+    """What to write for a value that other packages take."""
+    if key == "loss_type" and given in LOSS_TYPES_ELSEWHERE:
+        return f"; for that loss write objective: {LOSS_TYPES_ELSEWHERE[given]} and no loss_type"
+    if key in ("dataset_mixer", "eval_dataset_mixer") and isinstance(given, str):
+        return f"; e.g. {{{given}: 1.0}}"
+    return ""
 
 
 def _resolve_gamma(values: dict[str, Any], merged: dict[str, Entry], conversions: list[str], report: _Report) -> None:

@@ -133,7 +133,9 @@ def test_16_bit_runs_leave_16_bit_weights(make_config, tmp_path) -> None:
     "settings,error,words",
     [
         ({"dataset_mixer": {"missing.jsonl": 1.0}}, DataError, "missing.jsonl"),
-        ({"model_name_or_path": "no/such-model"}, ModelError, "no/such-model"),
+        ({"model_name_or_path": "no/such-model"}, ModelError, "no/such-model.*no directory of that name here"),
+        ({"model_name_or_path": "./no-such-model"}, ModelError, "no such directory .looked for /.*/no-such-model"),
+        ({"model_name_or_path": "not/on/the-hub"}, ModelError, "no such directory"),
         ({"chat_template": "{% if %}"}, ConfigError, "template"),
     ],
 )

@@ -142,8 +142,9 @@ def _typed(merged: Mapping[str, Entry], problems: list[str]) -> dict[str, Any]:
         try:
             values[key] = kind.fit(entry.value, entry.text)
         except Misfit as misfit:
-            fault = "is unknown" if kind.choices else "has the wrong type"
-            problems.append(f"{entry.where}: {entry.written}: {show(entry.given)} {fault}: write {misfit.expected}")
+            problems.append(
+                f"{entry.where}: {entry.written}: {show(entry.given)} {kind.fault}: write {misfit.expected}"
+            )
     return values
 
 
