@@ -281,6 +281,8 @@ def stop_on(findings: Iterable[Finding], *, strict: bool) -> None:
     if not grave:
         return
     first = grave[0]
-    more = f"; {len(grave) - 1} more: {', '.join(sorted({other.check for other in grave[1:]}))}" if grave[1:] else ""
+    more = (
+        f"; {len(grave) - 1} more: {', '.join(dict.fromkeys(other.where for other in grave[1:]))}" if grave[1:] else ""
+    )
     counted = " (--strict counts warnings as errors)" if first.level == "warning" else ""
     raise DataError(f"{first.where}: {first.text}: {first.todo}{more}{counted}")

@@ -93,7 +93,7 @@ class DialogueReport:
         if self.kept:
             head += f" (longest row {self.longest}), {self.scored / self.tokens:.0%} of them learnt"
         return [head, *(f"  dropped {line}" for line in self._causes(self.dropped))] + [
-            f"  {line}" for line in self._causes(self.notes)
+            f"  kept {line}" for line in self._causes(self.notes)
         ]
 
     def refusal(self) -> str:

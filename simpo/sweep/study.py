@@ -52,6 +52,7 @@ class SweepStudy:
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.sweep = sweep
+        self._folder = folder
         self.axes = _with_start(sweep.space, start) if start is not None else sweep.space
         self._distributions = {key: _distribution(axis) for key, axis in self.axes.items()}
         pruner = make_pruner(sweep)
@@ -82,7 +83,7 @@ class SweepStudy:
         ]
         if differences:
             raise ConfigError(
-                "output_dir holds another sweep:\n  "
+                f"output_dir: {self._folder} holds another sweep:\n  "
                 + "\n  ".join(differences)
                 + "\nUse what it was started with, or choose another --output_dir"
             )

@@ -11,7 +11,8 @@ import yaml
 from rich.console import Console
 
 from simpo import cli
-from simpo.audit.inspect import InspectOptions, inspect_run
+from simpo.audit.findings import Finding
+from simpo.audit.inspect import InspectOptions, inspect_run, stop_on
 from simpo.audit.show import pair_text, show
 from simpo.errors import DataError
 from simpo.run import run_training
@@ -303,6 +304,14 @@ def test_training_stops_at_errors(config, tmp_path):
     assert not (tmp_path / "out").exists()
     run_training(settings, audit=False)
     assert (tmp_path / "out" / "model.safetensors").exists()
+
+
+def test_further_errors_are_told_with_their_set():
+    found = [Finding("error", "end_missing", name, "no end", "raise max_length") for name in ("train", "eval")]
+    with pytest.raises(
+        DataError, match=r"^end_missing \(train\): no end: raise max_length; 1 more: end_missing \(eval\)$"
+    ):
+        stop_on(found, strict=False)
 
 
 @pytest.mark.parametrize("dry_run", [True, False])

@@ -141,6 +141,7 @@ def test_what_is_too_long_loses_its_end(tokenizer) -> None:
     rows = Dataset.from_list([{"messages": TALK}, {"messages": [SYSTEM, {"role": "user", "content": "x " * 99}, LAST]}])
     data, report = tokenize_dialogues(rows, tokenizer, DialogueOptions(max_length=30))
     assert data[0]["input_ids"] == whole["input_ids"][:30] and data[0]["labels"] == whole["labels"][:30]
+    assert any(line.startswith("  kept 1: cut to max_length (rows ") for line in report.lines())
     assert report.notes == {CUT: 1} and report.dropped == {"no answer within max_length": 1}
     assert (report.kept, report.tokens, report.longest) == (1, 30, 30)
 

@@ -209,6 +209,7 @@ def test_another_sweep_in_the_folder_is_refused(tmp_path: Path) -> None:
     other = make(tmp_path, GRID.replace("10", "5"))
     with pytest.raises(ConfigError) as error:
         SweepStudy(tmp_path, other).check_identity(identity_of(other, {"max_length": 1024}, None))
+    assert str(error.value).startswith(f"output_dir: {tmp_path} holds another sweep:")
     assert "max_length: 512 there, 1024 here" in str(error.value)
     assert 'space.beta: "2, 10" there, "2, 5" here' in str(error.value)
 
