@@ -192,8 +192,6 @@ def choose_checkpoint(
 
 def quiet_libraries(args: TrainingArguments) -> None:
     """Library messages by `log_level`; ours at info on the main process."""
-    if args.device.type == "cpu":  # what DeepSpeed, if installed, would find out itself, with a warning
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     level = args.get_process_log_level()
     transformers.utils.logging.set_verbosity(level)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S")
