@@ -42,6 +42,24 @@ def defaults_of(settings_class: type) -> dict[str, Any]:
     return found
 
 
+def settle_precision(args: Any) -> None:
+    """Turn bf16 on where it was left open and the device has it, in TrainingArguments whose own checks have not run yet.
+
+    Raises:
+        ConfigError: bf16 was asked for on a device that does not have it.
+    """
+    # `accelerate launch` says use_cpu by environment only, which transformers' bf16 check does not read.
+    if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "on"):
+        args.use_cpu = True
+    on_device = not args.use_cpu and (is_torch_bf16_gpu_available() or is_torch_xla_available())
+    if args.bf16 is None:
+        args.bf16 = on_device and not args.fp16
+    elif args.bf16 and not args.use_cpu and not on_device:
+        raise ConfigError(
+            "bf16: true, but no device with bf16 was found; write bf16: false, or use_cpu: true to run on the CPU"
+        )
+
+
 @dataclass(repr=False)  # the inherited __repr__ hides hub tokens
 class PreferenceConfig(TrainingArguments):
     """Training settings: `transformers.TrainingArguments` plus objective, lengths and batch.
@@ -193,7 +211,7 @@ class PreferenceConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         self._settle_names()
-        self._settle_precision()
+        settle_precision(self)
         problems = find_problems(vars(self))
         if problems:
             raise ConfigError("\n".join(problem.text for problem in problems))
@@ -221,18 +239,6 @@ class PreferenceConfig(TrainingArguments):
         self.activation_checkpointing = self.gradient_checkpointing = bool(self.activation_checkpointing)
         if self.report_to is None:  # transformers would make the list [None] of it
             self.report_to = "none"
-
-    def _settle_precision(self) -> None:
-        # `accelerate launch` says use_cpu by environment only, which transformers' bf16 check does not read.
-        if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "on"):
-            self.use_cpu = True
-        on_device = not self.use_cpu and (is_torch_bf16_gpu_available() or is_torch_xla_available())
-        if self.bf16 is None:
-            self.bf16 = on_device and not self.fp16
-        elif self.bf16 and not self.use_cpu and not on_device:
-            raise ConfigError(
-                "bf16: true, but no device with bf16 was found; write bf16: false, or use_cpu: true to run on the CPU"
-            )
 
     def _settle_kernels(self) -> None:
         if str(self.torch_compile_backend or "inductor").upper() not in {*DynamoBackend.list()} - {"NO"}:

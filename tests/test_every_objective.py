@@ -8,32 +8,13 @@ import pytest
 import torch
 
 from simpo.forward import install_packed_forward
-from simpo.logps import response_logps
 from simpo.losses import PairLogps
 from simpo.objectives import OBJECTIVES
-from simpo.packing import pack_pairs
-from simpo.parity import MODEL_INPUTS as INPUTS
 from tests import launching
+from tests.padded import packed_sums, padded_sums
 
 WORKER = launching.WORKERS / "objectives.py"
 LENGTHS = [(20, 7, 12), (1, 3, 30), (11, 15, 1)]
-
-
-def _packed(model, pairs, shared):
-    pack = pack_pairs(pairs, prefix_sharing=shared)
-    lengths = torch.stack((pack["chosen_lengths"], pack["rejected_lengths"]), dim=1).flatten()
-    return response_logps(model(**{key: pack[key] for key in INPUTS}), lengths)
-
-
-def _padded(model, pairs):
-    """Two padded rows a pair, full logits, shifted by one."""
-    rows = [(pair["prompt_ids"], pair[key]) for pair in pairs for key in ("chosen_ids", "rejected_ids")]
-    width = max(len(p) + len(r) for p, r in rows)
-    ids = torch.tensor([p + r + [0] * (width - len(p) - len(r)) for p, r in rows])
-    mask = torch.tensor([[1] * len(p + r) + [0] * (width - len(p + r)) for p, r in rows])
-    logps = model(input_ids=ids, attention_mask=mask).logits.float().log_softmax(-1)[:, :-1]
-    logps = logps.gather(2, ids[:, 1:, None]).squeeze(2)
-    return torch.stack([logps[i, len(p) - 1 : len(p) + len(r) - 1].sum() for i, (p, r) in enumerate(rows)])
 
 
 def _losses(model, sums, pairs, objective):
@@ -55,8 +36,8 @@ def test_packed_equals_padded(make_model, make_pairs, objective, shared) -> None
     plain = make_model("llama")
     packed = install_packed_forward(copy.deepcopy(plain))
     pairs = make_pairs(LENGTHS)
-    ours, our_gradients = _losses(packed, _packed(packed, pairs, shared), pairs, objective)
-    theirs, their_gradients = _losses(plain, _padded(plain, pairs), pairs, objective)
+    ours, our_gradients = _losses(packed, packed_sums(packed, pairs, shared), pairs, objective)
+    theirs, their_gradients = _losses(plain, padded_sums(plain, pairs), pairs, objective)
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
     scale = max(gradient.abs().max().item() for gradient in their_gradients.values())
     assert scale > 1e-4

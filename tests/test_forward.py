@@ -8,30 +8,11 @@ from transformers import AutoModelForCausalLM, BloomConfig, MambaConfig, T5Confi
 
 from simpo.errors import ModelError
 from simpo.forward import check_model_config, install_packed_forward
-from simpo.logps import response_logps
 from simpo.model import add_adapter, build_policy
-from simpo.packing import pack_pairs
-from simpo.parity import MODEL_INPUTS as INPUTS
+from tests.padded import packed_sums, padded_sums
 
 FAMILIES = ("llama", "mistral", "gemma2", "gemma3", "qwen3", "phi3", "cohere", "granite")
 LENGTHS = [(20, 7, 12), (1, 3, 30), (11, 15, 1)]
-
-
-def _packed_sums(model, pairs, shared):
-    pack = pack_pairs(pairs, prefix_sharing=shared)
-    lengths = torch.stack((pack["chosen_lengths"], pack["rejected_lengths"]), dim=1).flatten()
-    return response_logps(model(**{key: pack[key] for key in INPUTS}), lengths)
-
-
-def _separate_sums(model, pairs):
-    """Two padded rows for each pair, full logits, shifted by one: the plain twin."""
-    rows = [(pair["prompt_ids"], pair[key]) for pair in pairs for key in ("chosen_ids", "rejected_ids")]
-    width = max(len(p) + len(r) for p, r in rows)
-    ids = torch.tensor([p + r + [0] * (width - len(p) - len(r)) for p, r in rows])
-    mask = torch.tensor([[1] * len(p + r) + [0] * (width - len(p + r)) for p, r in rows])
-    logps = model(input_ids=ids, attention_mask=mask).logits.float().log_softmax(-1)[:, :-1]
-    logps = logps.gather(2, ids[:, 1:, None]).squeeze(2)
-    return torch.stack([logps[i, len(p) - 1 : len(p) + len(r) - 1].sum() for i, (p, r) in enumerate(rows)])
 
 
 def _gradients(model, sums):
@@ -42,10 +23,10 @@ def _gradients(model, sums):
 
 
 def _assert_same(packed, plain, pairs, shared):
-    packed_sums, plain_sums = _packed_sums(packed, pairs, shared), _separate_sums(plain, pairs)
+    sums, twin = packed_sums(packed, pairs, shared), padded_sums(plain, pairs)
     lengths = torch.tensor([len(pair[key]) for pair in pairs for key in ("chosen_ids", "rejected_ids")])
-    torch.testing.assert_close(packed_sums / lengths, plain_sums / lengths, atol=1e-5, rtol=0)
-    ours, theirs = _gradients(packed, packed_sums), _gradients(plain, plain_sums)
+    torch.testing.assert_close(sums / lengths, twin / lengths, atol=1e-5, rtol=0)
+    ours, theirs = _gradients(packed, sums), _gradients(plain, twin)
     assert ours.keys() == theirs.keys() and ours
     for name, gradient in ours.items():
         torch.testing.assert_close(gradient, theirs[name], atol=1e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
@@ -109,8 +90,8 @@ def test_saved_model_carries_no_trace(make_model, tmp_path) -> None:
 
 def test_installing_twice_changes_nothing(make_model, make_pairs) -> None:
     model = install_packed_forward(make_model("llama"))
-    before = _packed_sums(model, make_pairs(LENGTHS), True)
-    torch.testing.assert_close(_packed_sums(install_packed_forward(model), make_pairs(LENGTHS), True), before)
+    before = packed_sums(model, make_pairs(LENGTHS), True)
+    torch.testing.assert_close(packed_sums(install_packed_forward(model), make_pairs(LENGTHS), True), before)
 
 
 @pytest.mark.parametrize(

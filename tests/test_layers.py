@@ -18,10 +18,10 @@ PACKAGE = ROOT / "simpo"
 LAYERS = (
     {"errors", "losses", "logps", "attention", "flops"},
     {"batching", "packing", "parity", "metrics", "objectives"},
-    {"checks", "config", "forward", "model", "settings", "data", "reference", "loaders", "scoring", "engines"},
-    {"trainer", "initial_policy", "audit"},
+    {"checks", "config", "forward", "model", "settings", "data", "reference", "loaders", "scoring", "engines", "store"},
+    {"trainer", "initial_policy", "audit", "sampling"},
     {"run"},
-    {"onpolicy"},
+    {"onpolicy", "evals"},
     {"sweep"},
     {"cli"},
 )

@@ -21,8 +21,7 @@ from simpo.onpolicy.annotators.build import load_annotator
 from simpo.onpolicy.annotators.kinds import identity, read_annotators
 from simpo.onpolicy.pairs import hash_of
 from simpo.onpolicy.scored import ScoredPrompt, fingerprint, read_generations
-from simpo.onpolicy.shards import Record
-from simpo.onpolicy.store import Store, read_settings_of
+from simpo.store import Record, Store, read_settings_of
 
 _EXAMPLES = 5
 _LONG = timedelta(days=30)

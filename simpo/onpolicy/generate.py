@@ -25,7 +25,7 @@ from simpo.engines.base import Engine, Failure, Request, Sample
 from simpo.errors import ConfigError, DataError, ModelError
 from simpo.onpolicy.prompts import Prompt, Renderer, read_prompts
 from simpo.onpolicy.settings import GenerateSettings
-from simpo.onpolicy.store import Store
+from simpo.store import Store
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase

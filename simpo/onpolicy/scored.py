@@ -11,7 +11,7 @@ from typing import Any
 
 from simpo.data.schema import template_arguments
 from simpo.errors import DataError
-from simpo.onpolicy.store import read_records
+from simpo.store import read_records
 
 Scores = dict[str, list[float | None]]
 

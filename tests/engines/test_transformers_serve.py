@@ -17,7 +17,7 @@ import pytest
 
 from simpo.onpolicy.generate import run_generate
 from simpo.onpolicy.settings import GenerateSettings
-from simpo.onpolicy.store import read_records
+from simpo.store import read_records
 from tests.launching import environment
 
 pytestmark = pytest.mark.slow

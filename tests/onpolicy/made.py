@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from simpo.onpolicy.scored import fingerprint
-from simpo.onpolicy.store import Store
+from simpo.store import Store
 
 
 def generation(row: int, texts: Sequence[str], **changes: Any) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from simpo.onpolicy.annotators.base import Item
 from simpo.onpolicy.annotators.function import FunctionAnnotator
 from simpo.onpolicy.annotators.judge import Judge, read_template
 from simpo.onpolicy.annotators.kinds import JudgeSettings
-from simpo.onpolicy.store import Store, read_records, read_summary
+from simpo.store import Store, read_records, read_summary
 from tests.launching import run
 from tests.onpolicy.made import generation, store_in
 

@@ -22,7 +22,7 @@ from simpo.onpolicy import generate as module
 from simpo.onpolicy.generate import run_generate
 from simpo.onpolicy.prompts import Renderer, read_prompts
 from simpo.onpolicy.settings import GenerateSettings, read_generate_settings
-from simpo.onpolicy.store import read_records, read_settings_of, read_summary
+from simpo.store import read_records, read_settings_of, read_summary
 from tests.engines.serving import Server, echo
 from tests.launching import environment, run
 from tests.onpolicy.conftest import QUESTIONS

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from transformers import SchedulerType
-from transformers.utils import is_torch_bf16_gpu_available, is_torch_xla_available
 from trl import SFTConfig
 
 from simpo.checks import Problem, is_number
+from simpo.config import settle_precision
 from simpo.data.config import DataConfig
 from simpo.data.dialogues import DIALOGUE_COLUMNS
 from simpo.data.schema import TEMPLATE_COLUMNS
@@ -137,7 +137,7 @@ class SFTSettings(SFTConfig):
         if problems:
             raise ConfigError("\n".join(problem.text for problem in problems))
         self._settle_names()
-        self._settle_precision()
+        settle_precision(self)
         self._settle_batch()  # before the parent builds engines, which read the accumulation
         super().__post_init__()
 
@@ -153,18 +153,6 @@ class SFTSettings(SFTConfig):
         self.gradient_checkpointing = self.activation_checkpointing
         self.gradient_checkpointing_kwargs = self.activation_checkpointing_kwargs
         self.report_to = self.report_to or "none"  # transformers would make the list [None] of None
-
-    def _settle_precision(self) -> None:
-        # `accelerate launch` says use_cpu by environment only, which transformers' bf16 check does not read.
-        if os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "on"):
-            self.use_cpu = True
-        on_device = not self.use_cpu and (is_torch_bf16_gpu_available() or is_torch_xla_available())
-        if self.bf16 is None:
-            self.bf16 = on_device and not self.fp16
-        elif self.bf16 and not self.use_cpu and not on_device:
-            raise ConfigError(
-                "bf16: true, but no device with bf16 was found; write bf16: false, or use_cpu: true to run on the CPU"
-            )
 
     def _settle_batch(self) -> None:
         processes = int(os.environ.get("WORLD_SIZE", "1"))  # what every launcher sets

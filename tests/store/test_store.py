@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 
 from simpo.errors import StoreError
-from simpo.onpolicy.store import Store, read_records, read_settings_of, read_summary
+from simpo.store import Store, read_records, read_settings_of, read_summary
 from tests.launching import environment
 
 SETTINGS = {"model": "m", "temperature": 0.8}
 
 WRITER = """
 import sys
-from simpo.onpolicy.store import Store
+from simpo.store import Store
 with Store(sys.argv[1], {"model": "m", "temperature": 0.8}, shard_bytes=4096) as store:
     print("ready", flush=True)
     for row in range(int(sys.argv[2])):

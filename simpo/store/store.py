@@ -23,7 +23,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from simpo.errors import StoreError
-from simpo.onpolicy.shards import (
+from simpo.store.shards import (
     PART,
     Place,
     Record,

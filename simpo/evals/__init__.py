@@ -1,0 +1,1 @@
+"""Benchmarks: answers decoded as published, judgments, and one table of results."""
