@@ -43,7 +43,7 @@ def defaults_of(settings_class: type) -> dict[str, Any]:
 
 
 def settle_precision(args: Any) -> None:
-    """Turn bf16 on where it was left open and the device has it, in TrainingArguments whose own checks have not run yet.
+    """Turn bf16 on where it was left open and the device has it, in TrainingArguments not checked yet.
 
     Raises:
         ConfigError: bf16 was asked for on a device that does not have it.
