@@ -258,7 +258,11 @@ class ServerEngine:
             if not isinstance(text, str | None):
                 raise TypeError(text)
             return Sample(
-                text or "", _ENDS[choice["finish_reason"]], tokens, ids, prompt_tokens=None if asked is None else int(asked)
+                text or "",
+                _ENDS[choice["finish_reason"]],
+                tokens,
+                ids,
+                prompt_tokens=None if asked is None else int(asked),
             )
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             shown = self._clean(response.text)

@@ -23,7 +23,9 @@ def random_battles(seed: int, models: int = 4, count: int = 400) -> list[Battle]
         first, second = rng.choice(models, 2, replace=False)
         won = rng.random() < 1 / (1 + math.exp(strength[second] - strength[first]))
         outcome = 0.5 if rng.random() < 0.2 else float(won)
-        battles.append(Battle(unit, int(first), int(second), outcome, 1.0 if outcome == 0.5 else rng.choice([1.0, 3.0])))
+        battles.append(
+            Battle(unit, int(first), int(second), outcome, 1.0 if outcome == 0.5 else rng.choice([1.0, 3.0]))
+        )
     return battles
 
 
