@@ -3,9 +3,9 @@
     P(i beats j)  = 1 / (1 + 10 ** ((r_j - r_i) / 400))          Bradley and Terry 1952, on Elo's scale
     r             = the maximum of sum over battles of weight * log P(winner beats loser), with r_anchor = 1000
 
-as in Arena-Hard v0.1 (`utils_math.py`, `compute_mle_elo`). There every battle is entered twice and a tie once each way,
-which is the same as a tie that is half a win for both. The likelihood needs nothing but who beat whom how often, so that
-is what is kept: a matrix of wins per question.
+as in Arena-Hard v0.1 (`utils_math.py`, `compute_mle_elo`). There every battle is entered twice and a tie once each
+way, which is the same as a tie that is half a win for both. The likelihood needs nothing but who beat whom how often,
+so that is what is kept: a matrix of wins per question.
 
 Shapes: Q units that are drawn together (questions), M models, R rounds of the bootstrap.
 """
@@ -83,7 +83,7 @@ def fit_ratings(wins: Floats, anchor: int) -> Floats:
         anchor: the model whose rating is 1000.
 
     Raises:
-        DataError: the likelihood has no maximum that Newton's method reaches; battles do not link a model to the anchor.
+        DataError: Newton's method does not settle, since battles do not link a model to the anchor.
     """
     models = wins.shape[-1]
     free = [model for model in range(models) if model != anchor]

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -76,8 +77,10 @@ def price_of(model: str, asked: float | None = None, answered: float | None = No
     if asked is not None and answered is not None:
         return Price(asked, answered, "prices as given")
     table = _table()
-    found = table["models"].get(model)
-    return Price(*found, f"prices of {table['date']}") if found else None
+    if model not in table["models"]:
+        return None
+    per_asked, per_answered = table["models"][model]
+    return Price(per_asked, per_answered, f"prices of {table['date']}")
 
 
 def tokens_of(texts: Iterable[str]) -> int:
@@ -86,6 +89,6 @@ def tokens_of(texts: Iterable[str]) -> int:
 
 
 @cache
-def _table() -> dict[str, dict[str, list[float]]]:
-    table: dict[str, dict[str, list[float]]] = yaml.safe_load(PRICES.read_text(encoding="utf-8"))
+def _table() -> dict[str, Any]:
+    table: dict[str, Any] = yaml.safe_load(PRICES.read_text(encoding="utf-8"))
     return table

@@ -47,7 +47,7 @@ class JudgeServer:
         ConfigError: a number is out of bounds, an address is none, or the key is not set.
     """
 
-    base_urls: tuple[str, ...] = (f"https://{_OPENAI}/v1",)
+    base_urls: Sequence[str] = (f"https://{_OPENAI}/v1",)
     api_key_env: str | None = None
     max_in_flight: int = 16
     timeout: float = 600.0

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -68,7 +68,7 @@ class MTBenchSettings:
     answers: str
     references: str
     output_dir: str
-    judges: tuple[str, ...] = JUDGES
+    judges: Sequence[str] = JUDGES
     server: JudgeServer = field(default_factory=JudgeServer)
     rounds: int = 1000
     seed: int = 0
