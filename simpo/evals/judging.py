@@ -171,11 +171,11 @@ class Judge:
 
 def _record(call: Call, outcome: Sample | Failure) -> Record:
     record: Record = {"call": call.key, "text": None, "error": None, "refused": False, "tstamp": time.time()}
-    asked = tokens_of(message["content"] for message in call.messages)
-    if isinstance(outcome, Failure):
+    if isinstance(outcome, Failure):  # what a server charges for these, if anything, it does not say
         return record | {
-            "error": outcome.error, "refused": outcome.refused, "asked": 0, "answered": 0, "counted": 0,
+            "error": outcome.error, "refused": outcome.refused, "asked": 0, "answered": 0, "counted": 1,
         }  # fmt: skip
+    asked = tokens_of(message["content"] for message in call.messages)
     counted = outcome.prompt_tokens is not None and outcome.tokens >= 0
     return record | {
         "text": outcome.text,
