@@ -24,10 +24,21 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def serving(model: str, port: int, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """`transformers serve MODEL` on loopback, ready to answer; stopped on leaving."""
+def serving(model: str | None, port: int, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """`transformers serve` on loopback, ready to answer; stopped on leaving. Without a model it loads what it is asked
+    for."""
     code = "from transformers.cli.transformers import main; main()"
-    command = [sys.executable, "-c", code, "serve", model, "--port", str(port), "--host", "127.0.0.1"]
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        "serve",
+        *([model] if model else []),
+        "--port",
+        str(port),
+        "--host",
+        "127.0.0.1",
+    ]
     with open(log, "ab") as file:
         process = subprocess.Popen(
             [*command, "--device", "cpu", "--dtype", "float32"], env=environment(), stdout=file, stderr=file

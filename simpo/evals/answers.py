@@ -209,7 +209,7 @@ def _report(settings: EvalSettings, found: Answered, setting: str | None) -> Non
     print(f"{answered} of {len(found.questions)} questions answered{length}: {found.file}")
     if found.cut:
         print(f"  {found.cut} answers were cut at max_new_tokens or at the end of the context")
-    if setting is None and settings.setting is None:
+    if setting is None and settings.benchmark == ALPACA_EVAL:
         print("  decoded as Llama 3: the model stems from none of the published settings (--setting names one)")
     for row, cause in list(found.missing.items())[:_EXAMPLES]:
         print(f"  row {row}: {cause}")

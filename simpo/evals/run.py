@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from simpo.errors import ConfigError
-from simpo.evals.alpaca_eval import AlpacaEvalSettings, judge_alpaca_eval
+from simpo.evals import arena_hard, mt_bench
+from simpo.evals.alpaca_eval import ANNOTATOR, AlpacaEvalSettings, judge_alpaca_eval
 from simpo.evals.answers import Answered, write_answers
 from simpo.evals.arena_hard import ArenaHardSettings, judge_arena_hard
 from simpo.evals.decoding import ALPACA_EVAL, ARENA_HARD, MT_BENCH
@@ -79,41 +79,40 @@ class _Judging:
             raise ConfigError(f"{_SERVER_NAMES.get(name, name)}{colon}{text}{hint}") from error
         self.settings = settings
         self.folder = str(Path(str(settings.output_dir)) / "judged")
+        # What the judge needs is looked for before anything is asked.
+        self.baseline = settings.baseline_answers or ""
+        if settings.benchmark == ARENA_HARD and not self.baseline:
+            self.baseline = str(official_file(BASELINES[ARENA_HARD], "baseline_answers"))
+        self.references = settings.references or ""
+        if settings.benchmark == MT_BENCH and not self.references:
+            self.references = str(official_file(REFERENCES[MT_BENCH], "references").parent)
 
     def run(self, answered: Answered) -> list[Result]:
-        settings = self.settings
-        if settings.benchmark == ALPACA_EVAL:
+        judge, questions, answers = self.settings.judge, str(answered.question_file), str(answered.file)
+        if self.settings.benchmark == ALPACA_EVAL:
             return [judge_alpaca_eval(self._alpaca_eval(answered))]
-        questions, answers = str(answered.question_file), str(answered.file)
-        own: dict[str, Any] = {"judge": settings.judge} if settings.judge else {}
-        if settings.benchmark == ARENA_HARD:
-            baseline = settings.baseline_answers or str(official_file(BASELINES[ARENA_HARD], "baseline_answers"))
+        if self.settings.benchmark == ARENA_HARD:
             return [
                 judge_arena_hard(
-                    ArenaHardSettings(questions, answers, baseline, self.folder, server=self.server, **own)
+                    ArenaHardSettings(
+                        questions, answers, self.baseline, self.folder, judge or arena_hard.JUDGE, self.server
+                    )
                 )
             ]
-        references = settings.references or str(self._official_references())
-        judges: dict[str, Any] = {"judges": [settings.judge]} if settings.judge else {}
-        return judge_mt_bench(
-            MTBenchSettings(questions, answers, references, self.folder, server=self.server, **judges)
-        )
+        judges = [judge] if judge else mt_bench.JUDGES
+        return judge_mt_bench(MTBenchSettings(questions, answers, self.references, self.folder, judges, self.server))
 
     def _alpaca_eval(self, answered: Answered) -> AlpacaEvalSettings:
         settings = self.settings
-        own = {"annotator": settings.judge} if settings.judge else {}
         return AlpacaEvalSettings(
             str(answered.file),
             self.folder,
             baseline_answers=settings.baseline_answers,
             df_gamed=settings.df_gamed,
             python=settings.alpaca_eval_python,
+            annotator=settings.judge or ANNOTATOR,
             server=self.server,
-            **own,
         )
-
-    def _official_references(self) -> Path:
-        return official_file(REFERENCES[MT_BENCH], "references").parent
 
 
 def _with_answers(result: Result, settings: EvalSettings, answered: Answered) -> Result:
