@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from simpo.errors import ConfigError
+from simpo.errors import ConfigError, DataError
 from simpo.evals import arena_hard, mt_bench
 from simpo.evals.alpaca_eval import ANNOTATOR, AlpacaEvalSettings, judge_alpaca_eval
 from simpo.evals.answers import Answered, write_answers
@@ -90,6 +90,11 @@ class _Judging:
     def run(self, answered: Answered) -> list[Result]:
         judge, questions, answers = self.settings.judge, str(answered.question_file), str(answered.file)
         if self.settings.benchmark == ALPACA_EVAL:
+            if answered.missing:
+                raise DataError(
+                    f"{len(answered.missing)} questions have no answer, and alpaca_eval knows instructions by their place: "
+                    "ask them again with --retry_errors, or look at what is said of them above"
+                )
             return [judge_alpaca_eval(self._alpaca_eval(answered))]
         if self.settings.benchmark == ARENA_HARD:
             return [
