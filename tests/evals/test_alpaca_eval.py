@@ -21,6 +21,7 @@ from simpo.evals.alpaca_eval import (
 from simpo.evals.judging import JudgeServer
 
 BOARDS = Path(__file__).with_name("alpaca_leaderboards.csv")
+ANNOTATIONS = Path(__file__).with_name("alpaca_annotations.json")
 
 
 def board_rows() -> list[dict[str, str]]:
@@ -39,6 +40,25 @@ def test_public_leaderboards(row: dict[str, str]) -> None:
     if not row["board"].startswith("weighted"):
         assert metrics["win_rate"].value == pytest.approx(float(row["win_rate"]), abs=1e-6)
         assert metrics["win_rate"].stderr == pytest.approx(float(row["standard_error"]), abs=1e-6)
+
+
+def test_a_public_annotation_file_gives_the_leaderboard(tmp_path: Path) -> None:
+    """All 805 preferences of one model: 1, 2, the old 0 for a draw, and one null."""
+    public = json.loads(ANNOTATIONS.read_text(encoding="utf-8"))
+    board = public["leaderboard"]
+    assert len(public["preferences"]) == 805
+    names = {key: public[key] for key in ("generator_1", "generator_2", "annotator")}
+    path = tmp_path / "annotations.json"
+    path.write_text(json.dumps(annotations(public["preferences"], **names)))
+    result = read_annotations(path, "text_davinci_001")
+    rate = result.metrics["win_rate"]
+    assert rate.value == pytest.approx(board["win_rate"], abs=1e-9)
+    assert rate.stderr == pytest.approx(board["standard_error"], abs=1e-9)
+    assert result.metrics["discrete_win_rate"].value == pytest.approx(board["discrete_win_rate"], abs=1e-9)
+    assert result.counts == {
+        "instructions": 805, "wins": board["n_wins"], "losses": board["n_wins_base"], "draws": board["n_draws"],
+        "no_preference": 805 - board["n_total"],
+    }  # fmt: skip
 
 
 def annotations(preferences: list[Any], **changes: Any) -> list[dict[str, Any]]:
