@@ -188,7 +188,7 @@ def test_hand_over(official: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert command.startswith("alpaca_eval evaluate \\\n  --model_outputs ") and "mine.json" in command
     assert "--annotators_config weighted_alpaca_eval_gpt4_turbo" in command
     assert not any("secret-1" in path.read_text() for path in out.rglob("*.*") if path.name != "seen.json")
-    estimate, spent = capfd.readouterr().out.splitlines()
+    estimate, _, spent = capfd.readouterr().out.splitlines()
     assert estimate.startswith("estimate: gpt-4-1106-preview: 4 calls, about ")
     assert spent.startswith("spent: $1.00 as alpaca_eval counts")
 
@@ -213,7 +213,7 @@ def test_files_of_the_hub_that_cannot_be_had_are_named(official: Path, setting: 
 
 def test_the_package_is_missing_or_fails(official: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_RATE", "many")
-    with pytest.raises(EngineError, match=r"the package failed: ValueError: .*many.*; all of it: .*errors.txt"):
+    with pytest.raises(EngineError, match=r"the package failed: ValueError: .*many.*; all of it: .*alpaca_eval.log"):
         judge_alpaca_eval(settings_of(official))
     (official / "site/alpaca_eval/__init__.py").write_text("raise ImportError('no pandas here')")
     with pytest.raises(
