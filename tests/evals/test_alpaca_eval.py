@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from simpo.cli import main
 from simpo.errors import ConfigError, DataError, EngineError
 from simpo.evals.alpaca_eval import (
+    ANNOTATOR,
     AlpacaEvalSettings,
     judge_alpaca_eval,
     read_annotations,
@@ -19,6 +21,8 @@ from simpo.evals.alpaca_eval import (
     write_answers,
 )
 from simpo.evals.judging import JudgeServer
+from simpo.evals.results import read_result
+from tests.evals.conftest import ALPACA, write_rows
 
 BOARDS = Path(__file__).with_name("alpaca_leaderboards.csv")
 ANNOTATIONS = Path(__file__).with_name("alpaca_annotations.json")
@@ -191,6 +195,20 @@ def test_hand_over(official: Path, capfd: pytest.CaptureFixture[str]) -> None:
     estimate, _, spent = capfd.readouterr().out.splitlines()
     assert estimate.startswith("estimate: gpt-4-1106-preview: 4 calls, about ")
     assert spent.startswith("spent: $1.00 as alpaca_eval counts")
+
+
+def test_the_verb(official: Path, tiny_dir: str, capfd: pytest.CaptureFixture[str]) -> None:
+    questions = write_rows(official / "questions.json", ALPACA)
+    words = ["eval", "alpaca_eval", "--model", tiny_dir, "--name=mine", "--use_cpu", "--max_new_tokens=8",
+             f"--questions={questions}", f"--output_dir={official / 'run'}", "--judge_urls=[http://judge/v1]",
+             "--judge_api_key_env=MY_KEY", f"--baseline_answers={official / 'base.json'}",
+             f"--df_gamed={official / 'df_gamed.csv'}"]  # fmt: skip
+    assert main(words) == 0, capfd.readouterr().err
+    result = read_result(official / "run" / ANNOTATOR)
+    assert result.metrics["lc_win_rate"].value == 61.5 and result.metrics["tokens"].value == 8
+    assert result.settings["answers"]["temperature"] == 0.9
+    assert "4 questions were asked; the benchmark has 805" in result.warnings
+    assert "secret-1" not in (official / "run" / ANNOTATOR / "results.json").read_text()
 
 
 def test_other_raw_numbers_than_the_package_are_an_error(official: Path, monkeypatch: pytest.MonkeyPatch) -> None:
