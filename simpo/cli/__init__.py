@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from simpo import __version__
-from simpo.cli import annotate, binarize, generate, inspection, reference, sft, sweep, train
+from simpo.cli import annotate, binarize, compare, generate, inspection, reference, sft, sweep, train
 from simpo.cli.words import Flag, Verbs, split_overrides
 from simpo.errors import ConfigError, SimPOError
 
@@ -34,6 +34,7 @@ VERBS: dict[str, Verb] = {
     "binarize": binarize,
     "reference": reference,
     "sweep": sweep,
+    "compare": compare,
 }
 
 
