@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from simpo import __version__
-from simpo.cli import annotate, binarize, compare, generate, inspection, reference, sft, sweep, train
+from simpo.cli import annotate, binarize, chat, compare, generate, inspection, reference, sft, sweep, train
 from simpo.cli.words import Flag, Verbs, split_overrides
 from simpo.errors import ConfigError, SimPOError
 
@@ -35,6 +35,7 @@ VERBS: dict[str, Verb] = {
     "reference": reference,
     "sweep": sweep,
     "compare": compare,
+    "chat": chat,
 }
 
 

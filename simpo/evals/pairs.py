@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from simpo.errors import ConfigError, DataError
+from simpo.errors import ConfigError
 from simpo.evals.intervals import RESAMPLES, Floats, Spearman, bootstrap, wilson
 from simpo.evals.pairs_settings import PairsSettings
 from simpo.evals.results import Metric, Result, write_result
@@ -206,16 +206,11 @@ def _tokenized(
 ) -> tuple[Dataset, TokenizeReport | None]:
     """Token ids, as training makes them; they may be there already."""
     from simpo.data.tokenize import TokenizeOptions, is_tokenized, tokenize_pairs
-    from simpo.packing import token_counts
 
-    if not is_tokenized(rows):
-        options = TokenizeOptions(**{key: told[key] for key in PairsSettings.OF_TOKENS})
-        return tokenize_pairs(rows, tokenizer, options, num_proc=num_proc, desc="pairs")
-    empty = np.flatnonzero((token_counts(rows) == 0).any(axis=0))
-    if len(empty) or not len(rows):
-        where = f"row {empty[0]} of the tokenised data has an empty prompt or response" if len(empty) else "no rows"
-        raise DataError(f"pairs: {where}; take such rows out, {len(rows) - len(empty)} pairs are left")
-    return rows, None
+    if is_tokenized(rows):
+        return rows, None
+    options = TokenizeOptions(**{key: told[key] for key in PairsSettings.OF_TOKENS})
+    return tokenize_pairs(rows, tokenizer, options, num_proc=num_proc, desc="pairs")
 
 
 def _scored(data: Dataset, origin: LoadReport, sums: Mapping[str, Floats]) -> ScoredPairs:

@@ -182,7 +182,7 @@ def test_wrong_data_and_models(make_settings, tmp_path: Path, golden) -> None:
     empty = tmp_path / "ids.jsonl"
     halves = [{"prompt_ids": [1], "chosen_ids": [2], "rejected_ids": rejected} for rejected in ([], [3])]
     empty.write_text("".join(json.dumps(row) + "\n" for row in halves))
-    with pytest.raises(DataError, match="row 0 of the tokenised data has an empty prompt or response"):
+    with pytest.raises(DataError, match="row 0: rejected_ids is empty"):
         evaluate_pairs(make_settings(dataset_name=str(empty)))
     with pytest.raises(ConfigError, match="holds splits to train on and to evaluate on"):
         evaluate_pairs(make_settings(dataset_splits=["train_prefs", "test_prefs"]))
