@@ -28,22 +28,22 @@ class Task(NamedTuple):
         shots: examples in the prompt.
         metric: lm_eval's key of the number: metric, comma, filter.
         data: its data set on the hub.
-        config: of that data set.
+        part: what is read of it.
     """
 
     shots: int
     metric: str
     data: str
-    config: str | None = None
+    part: str | None = None
 
 
 TASKS: dict[str, Task] = {
-    "mmlu": Task(5, "acc,none", "cais/mmlu", "one for each of its 57 subjects"),
-    "arc_challenge": Task(25, "acc_norm,none", "allenai/ai2_arc", "ARC-Challenge"),
+    "mmlu": Task(5, "acc,none", "cais/mmlu", "a configuration for each of 57 subjects"),
+    "arc_challenge": Task(25, "acc_norm,none", "allenai/ai2_arc", "configuration ARC-Challenge"),
     "hellaswag": Task(10, "acc_norm,none", "Rowan/hellaswag"),
-    "truthfulqa_mc2": Task(0, "acc,none", "truthfulqa/truthful_qa", "multiple_choice"),
-    "winogrande": Task(5, "acc,none", "allenai/winogrande", "winogrande_xl"),
-    "gsm8k": Task(5, "exact_match,strict-match", "openai/gsm8k", "main"),
+    "truthfulqa_mc2": Task(0, "acc,none", "truthfulqa/truthful_qa", "configuration multiple_choice"),
+    "winogrande": Task(5, "acc,none", "allenai/winogrande", "configuration winogrande_xl"),
+    "gsm8k": Task(5, "exact_match,strict-match", "openai/gsm8k", "configuration main"),
 }
 """In the order of tables. MMLU is the mean over its subjects, as on the leaderboard, where lm_eval's own weighs them by
 their questions."""
@@ -216,12 +216,12 @@ def _run_task(evaluate: Any, model: Any, task: str, settings: DownstreamSettings
 def _missing_data(task: str, error: Exception) -> str:
     spec = TASKS[task]
     lines = str(error).strip().splitlines()
-    config = f" (configuration {spec.config})" if spec.config else ""
+    part = f" ({spec.part})" if spec.part else ""
     return (
-        f"{task}: its data set {spec.data}{config} cannot be loaded: {lines[0] if lines else type(error).__name__}. "
-        f"Where the hub is reachable, run `hf download --repo-type dataset {spec.data}`; then copy the folder HF_HOME "
-        "(by default ~/.cache/huggingface) to this machine and set HF_HOME and HF_HUB_OFFLINE=1; or name a folder with "
-        "an lm_eval task file of that name that reads local files in include_path"
+        f"{task}: its data set {spec.data}{part} cannot be loaded: {lines[0] if lines else type(error).__name__}. "
+        f"Where the hub is reachable, run `lm_eval --model dummy --tasks {task} --limit 1`; then copy the folder "
+        "HF_HOME (by default ~/.cache/huggingface) to this machine and set HF_HOME and HF_HUB_OFFLINE=1; or name a "
+        "folder with an lm_eval task file of that name that reads local files in include_path"
     )
 
 
