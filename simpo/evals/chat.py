@@ -93,14 +93,15 @@ class Speaker:
         settings: how it samples.
 
     Raises:
-        ConfigError: the chat template cannot be read, or does not work.
-        ModelError: it cannot be loaded.
+        ConfigError, DataError: the chat template is missing, cannot be read, or does not work.
+        ModelError: the model cannot be loaded.
     """
 
     def __init__(self, name: str, settings: ChatSettings) -> None:
         self.name, self.settings = name, settings
         policy = settings.policy(name)
-        self.policy = Policy(policy)  # tokenizer and template first: what is wrong there is said before weights load
+        self.policy = Policy(policy)
+        self.prompt([{"role": "user", "content": "Hello"}])  # what is wrong with a template is said before weights load
         engine = load_transformers_engine(
             name,
             batch_size=1,

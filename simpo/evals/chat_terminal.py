@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TextIO
 
 from rich.console import Console
@@ -138,12 +138,12 @@ class Chat:
         table.add_row(*panels)
         return table
 
-    def _answer(self, speaker: Speaker, conversation: Conversation, question: str, say: object) -> str:
+    def _answer(self, speaker: Speaker, conversation: Conversation, question: str, say: Callable[[str], None]) -> str:
         turn = Conversation(conversation.system, [*conversation.turns, {"role": "user", "content": question}])
         try:
-            return speaker.answer(turn.messages(), say)  # type: ignore[arg-type]
+            return speaker.answer(turn.messages(), say)
         except DataError as error:
-            say(f"{error}; /new begins again, /system changes the system turn")  # type: ignore[operator]
+            say(f"{error}; /new begins again, /system changes the system turn")
             return ""
 
     def _say(self, text: str) -> None:

@@ -100,15 +100,18 @@ def find_results(paths: Sequence[str | Path]) -> list[Found]:
 
 
 def compare(found: Sequence[Found], published: Sequence[Published] = ()) -> Comparison:
-    """Put results and published rows into one table.
+    """Put results into one table, and of published rows the benchmarks that results have.
 
     A model is a row; a second result of the same benchmark and model gets a row of its own. What is not alike between
     results of one benchmark, its judge or a setting, is a note at each of these numbers.
     """
     rows = _own_rows(found)
+    wanted = {result.benchmark for _, result in found}
+    published = [entry for entry in published if wanted & set(entry.metrics)]
     for entry in published:
         row = Row(f"{entry.objective}, {entry.setting}", published=True)
-        for benchmark, metrics in entry.metrics.items():
+        for benchmark in (benchmark for benchmark in entry.metrics if benchmark in wanted):
+            metrics = entry.metrics[benchmark]
             row.cells |= {(benchmark, name): Cell(metric) for name, metric in metrics.items()}
             row.source[benchmark], row.judges[benchmark] = entry.model, JUDGES.get(benchmark)
         rows.append(row)

@@ -26,7 +26,6 @@ from simpo.evals.results import Metric, Result, write_result
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from torch import nn
 
     from simpo.data.load import LoadReport
     from simpo.data.tokenize import TokenizeReport
@@ -85,29 +84,22 @@ def measure_pairs(settings: PairsSettings) -> tuple[Result, ScoredPairs]:
     import torch
     from accelerate import Accelerator
 
-    from simpo.data.chat import resolve_chat_template
     from simpo.evals.packed_scores import load_scored_model, score_pairs
-    from simpo.model import load_tokenizer
 
     told = settings.resolve()
-    hub: dict[str, Any] = {"revision": settings.model_revision, "trust_remote_code": settings.trust_remote_code}
-    tokenizer = load_tokenizer(settings.model_name_or_path, **hub)
-    template = resolve_chat_template(settings.chat_template, tokenizer)
-    if template is not None:
-        tokenizer.chat_template = template
     accelerator = Accelerator(cpu=settings.use_cpu)
     with accelerator.main_process_first():
-        rows, origin = _rows(settings)
-        data, report = _tokenized(rows, tokenizer, told, settings.dataset_num_proc)
+        data, origin, report = _read(settings, told)
     if accelerator.is_main_process and report is not None:
         print("\n".join(report.lines()), flush=True)
     dtype = settings.dtype or ("float32" if accelerator.device.type == "cpu" else "bfloat16")
-    model: nn.Module = load_scored_model(
+    model = load_scored_model(
         settings.model_name_or_path,
         dtype="auto" if dtype == "auto" else getattr(torch, dtype),
         device=accelerator.device,
         attn_backend=settings.attn_backend,
-        **hub,
+        revision=settings.model_revision,
+        trust_remote_code=settings.trust_remote_code,
     )
     sums = score_pairs(
         model,
@@ -118,19 +110,24 @@ def measure_pairs(settings: PairsSettings) -> tuple[Result, ScoredPairs]:
         prefix_sharing=settings.prefix_sharing,
     )
     pairs = _scored(data, origin, sums)
-    about = {
+    metrics = pair_statistics(pairs, beta=float(told["beta"]), seed=settings.seed)
+    dropped = {f"dropped: {cause}": count for cause, count in (report.dropped if report else {}).items()}
+    counts = {"pairs": len(pairs.row), **dropped}
+    return Result("pairs", settings.name, metrics, counts=counts, settings=_about(settings, told, dtype)), pairs
+
+
+def _about(settings: PairsSettings, told: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    """What the numbers depend on."""
+    return {
         "model_name_or_path": settings.model_name_or_path,
         "dataset_mixer": dict(settings.data.dataset_mixer or {}),
         "dataset_splits": settings.dataset_splits,
+        "max_samples": settings.max_samples,
         **told,
         "chat_template": settings.chat_template or "the tokenizer's",
         "dtype": dtype,
         "intervals": INTERVALS,
     }
-    metrics = pair_statistics(pairs, beta=float(told["beta"]), seed=settings.seed)
-    dropped = dict(report.dropped) if report is not None else {}
-    counts = {"pairs": len(pairs.row)} | {f"dropped: {cause}": count for cause, count in dropped.items()}
-    return Result("pairs", settings.name, metrics, counts=counts, settings=about), pairs
 
 
 def pair_statistics(pairs: ScoredPairs, *, beta: float, seed: int = 0) -> dict[str, Metric]:
@@ -195,22 +192,25 @@ def _prepare_folder(folder: str) -> None:
         raise ConfigError(f"output_dir: {folder} cannot be made: {error.strerror or error}") from error
 
 
-def _rows(settings: PairsSettings) -> tuple[Dataset, LoadReport]:
+def _read(settings: PairsSettings, told: Mapping[str, Any]) -> tuple[Dataset, LoadReport, TokenizeReport | None]:
+    """Token ids, as training makes them or as the sources hold them; where rows come from; what became of them."""
+    from simpo.data.chat import resolve_chat_template
     from simpo.data.load import load_rows
-
-    return load_rows(settings.data, settings.seed)
-
-
-def _tokenized(
-    rows: Dataset, tokenizer: Any, told: Mapping[str, Any], num_proc: int | None
-) -> tuple[Dataset, TokenizeReport | None]:
-    """Token ids, as training makes them; they may be there already."""
     from simpo.data.tokenize import TokenizeOptions, is_tokenized, tokenize_pairs
+    from simpo.model import load_tokenizer
 
+    tokenizer = load_tokenizer(
+        settings.model_name_or_path, revision=settings.model_revision, trust_remote_code=settings.trust_remote_code
+    )
+    template = resolve_chat_template(settings.chat_template, tokenizer)
+    if template is not None:
+        tokenizer.chat_template = template
+    rows, origin = load_rows(settings.data, settings.seed)
     if is_tokenized(rows):
-        return rows, None
+        return rows, origin, None
     options = TokenizeOptions(**{key: told[key] for key in PairsSettings.OF_TOKENS})
-    return tokenize_pairs(rows, tokenizer, options, num_proc=num_proc, desc="pairs")
+    data, report = tokenize_pairs(rows, tokenizer, options, num_proc=settings.dataset_num_proc, desc="pairs")
+    return data, origin, report
 
 
 def _scored(data: Dataset, origin: LoadReport, sums: Mapping[str, Floats]) -> ScoredPairs:

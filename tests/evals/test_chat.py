@@ -138,6 +138,20 @@ def test_what_a_template_refuses(tiny_dir) -> None:
         found.prompt(Conversation("Be brief.", list(ASK)).messages())
 
 
+def test_a_model_without_a_template(tiny_dir, tmp_path: Path) -> None:
+    """Said before weights are read: there are none here."""
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_dir, folder)
+    (folder / "model.safetensors").unlink()
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    config.pop("chat_template", None)
+    path.write_text(json.dumps(config))
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    with pytest.raises(DataError, match="chat_template"):
+        make_speaker(str(folder))
+
+
 def test_a_conversation_longer_than_the_context(speaker: Speaker) -> None:
     with pytest.raises(DataError, match="leaves no room in the context"):
         speaker.prompt([{"role": "user", "content": "basil " * 3000}])

@@ -115,6 +115,15 @@ def test_rows_and_columns(tmp_path: Path) -> None:
     assert len(table.rows[0].cells) == 6 and len(table.rows[1].cells) == 3
 
 
+def test_published_rows_are_for_benchmarks_that_were_run(tmp_path: Path) -> None:
+    pairs = Result("pairs", "mine", {"reward_accuracy": Metric(60.0, "%")})
+    table = compared(tmp_path / "pairs", pairs, amount="all")
+    assert [row.label for row in table.rows] == ["mine"] and table.remarks == []
+    arena = Result("arena_hard", "mine", {"win_rate": Metric(33.0, "%")}, JUDGES["arena_hard"])
+    table = compared(tmp_path / "arena", pairs, arena, amount="all")
+    assert len(table.rows) == 53 and {column.benchmark for column in table.columns} == {"pairs", "arena_hard"}
+
+
 def test_alike_results_need_no_note(tmp_path: Path) -> None:
     table = compared(tmp_path, alpaca("one"), alpaca("two"), amount="brief")
     assert table.notes == [] and set(map(tuple, marks(table).values())) == {()}
@@ -192,16 +201,16 @@ def test_markdown(tmp_path: Path) -> None:
     text = markdown(compared(tmp_path, alpaca("a|b"), setting="gemma-2-9b-it"))
     lines = text.splitlines()
     assert lines[2] == "| model | AlpacaEval 2: LC win rate, % | AlpacaEval 2: win rate, % | " \
-        "AlpacaEval 2: length, characters | Arena-Hard: win rate, % |"  # fmt: skip
-    assert lines[4] == "| **a\\|b** | 43.9 [42.5, 45.3] | 40.2 | 1,823 |  |"
-    assert lines[7] == "| *SimPO, gemma-2-9b-it (published)* | 72.4 | 65.9 |  | 59.1 |"
+        "AlpacaEval 2: length, characters |"  # fmt: skip
+    assert lines[4] == "| **a\\|b** | 43.9 [42.5, 45.3] | 40.2 | 1,823 |"
+    assert lines[7] == "| *SimPO, gemma-2-9b-it (published)* | 72.4 | 65.9 |  |"
     assert "published: README of princeton-nlp/SimPO" in text
 
 
 def test_csv(tmp_path: Path) -> None:
     table = compared(tmp_path, alpaca(warnings=["careful"]), setting="gemma-2-9b-it")
     rows = list(csv.DictReader(comparison_csv(table).splitlines()))
-    assert len(rows) == 3 + 3 * 3
+    assert len(rows) == 3 + 3 * 2
     assert rows[0] == {
         "row": "mine", "published": "false", "benchmark": "alpaca_eval", "metric": "lc_win_rate", "value": "43.94",
         "low": "42.5", "high": "45.3", "stderr": "0.7", "unit": "%", "judge": JUDGES["alpaca_eval"],
