@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +12,8 @@ from simpo.errors import DataError
 from simpo.evals.published import JUDGES, Published, published_notes
 from simpo.evals.results import RESULTS_FILE, Metric, Result, read_result
 
-# Benchmarks and their metrics in the order of columns; others follow as they come.
+# Benchmarks and their metrics in the order of columns; other metrics of these are left to the CSV file, and of other
+# benchmarks all are shown.
 METRICS: dict[str, tuple[str, ...]] = {
     "alpaca_eval": ("lc_win_rate", "win_rate", "length"),
     "arena_hard": ("win_rate", "length"),
@@ -24,7 +25,8 @@ METRICS: dict[str, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 
-_OF_THE_MODEL = ("model", "output_dir", "output", "revision", "dtype", "engine", "device", "batch_size", "processes")
+_BY_NATURE = ("model", "name", "output", "dtype", "engine", "device", "batch_size", "server", "stop_", "context",
+              "chat_template_hash", "tokenizer_hash", "packages")  # fmt: skip
 """Beginnings of the names of settings that differ between models or machines by nature."""
 
 _SHORT = 60  # characters of a setting's value in a note
@@ -140,7 +142,8 @@ def _columns(rows: Iterable[Row]) -> list[Column]:
     units: dict[tuple[str, str], str] = {}
     for row in rows:
         for key, cell in row.cells.items():
-            units[key] = units.get(key) or cell.metric.unit
+            if key[1] in METRICS.get(key[0], (key[1],)):
+                units[key] = units.get(key) or cell.metric.unit
     known = [(benchmark, name) for benchmark, names in METRICS.items() for name in names]
     benchmarks = [*METRICS, *(benchmark for benchmark, _ in units)]
     order = sorted(units, key=lambda key: (benchmarks.index(key[0]), known.index(key) if key in known else len(known)))
@@ -167,13 +170,29 @@ def _note_differences(benchmark: str, rows: Sequence[Row], found: Sequence[Found
 def _way(judge: str | None, result: Result | None = None, differing: Sequence[str] = ()) -> str:
     parts = [f"judge {judge}"] if judge else []
     if result is not None:
-        parts += [f"{key} {_show(result.settings.get(key))}" for key in differing]
+        settings = _flat(result.settings)
+        parts += [f"{key} {_show(settings.get(key))}" for key in differing]
     return ", ".join(parts) or "no judge"
 
 
 def _differing_settings(results: Sequence[Result]) -> list[str]:
-    keys = dict.fromkeys(key for result in results for key in result.settings if not key.startswith(_OF_THE_MODEL))
-    return [key for key in keys if len({_plain(result.settings.get(key)) for result in results}) > 1]
+    told = [_flat(result.settings) for result in results]
+    keys = dict.fromkeys(key for settings in told for key in settings)
+    return [key for key in keys if len({_plain(settings.get(key)) for settings in told}) > 1]
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings and those within them by their names, less what differs by nature."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        if key.startswith(_BY_NATURE):
+            continue
+        flat |= {f"{key}.{inner}": found for inner, found in _flat(value).items()} if _is_tree(value) else {key: value}
+    return flat
+
+
+def _is_tree(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
 
 
 def _plain(value: Any) -> str:

@@ -191,14 +191,11 @@ def comparison_csv(comparison: Comparison) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(_CSV)
     for row in comparison.rows:
-        for column in comparison.columns:
-            cell = row.cells.get((column.benchmark, column.metric))
-            if cell is None:
-                continue
-            metric, benchmark = cell.metric, column.benchmark
+        for (benchmark, name), cell in row.cells.items():
+            metric = cell.metric
             notes = "; ".join(comparison.notes[mark - 1] for mark in cell.marks)
             numbers = [metric.value, metric.low, metric.high, metric.stderr]
-            place = [row.label, str(row.published).lower(), benchmark, column.metric]
+            place = [row.label, str(row.published).lower(), benchmark, name]
             about = [metric.unit, row.judges.get(benchmark), row.source.get(benchmark), notes]
             writer.writerow(["" if value is None else value for value in [*place, *numbers, *about]])
     return text.getvalue()

@@ -154,6 +154,23 @@ def test_another_setting_is_noted(tmp_path: Path) -> None:
     }
 
 
+def test_settings_within_settings(tmp_path: Path) -> None:
+    """How answers came to be is one of the settings; what differs by nature needs no note."""
+    one = {"answers": {"temperature": 0.9, "model_name_or_path": "a", "tokenizer_hash": "x", "stop_ids": [1]}}
+    two = {"answers": {"temperature": 0.7, "model_name_or_path": "b", "tokenizer_hash": "y", "stop_ids": [2]}}
+    found = marks(compared(tmp_path, alpaca("one", settings=one), alpaca("two", settings=two)))
+    judge = JUDGES["alpaca_eval"]
+    assert found["one"] == [f"alpaca_eval: judge {judge}, answers.temperature 0.9"]
+    assert found["two"] == [f"alpaca_eval: judge {judge}, answers.temperature 0.7"]
+    assert marks(compared(tmp_path / "alike", alpaca("one", settings=one), alpaca("two", settings=one)))["one"] == []
+
+
+def test_lesser_metrics_are_in_the_csv_only(tmp_path: Path) -> None:
+    more = Result("alpaca_eval", "mine", {**ALPACA, "discrete_win_rate": Metric(41.0, "%")})
+    table = compared(tmp_path, more)
+    assert "discrete" not in markdown(table) and "discrete_win_rate" in comparison_csv(table)
+
+
 def test_the_same_model_twice(tmp_path: Path) -> None:
     table = compared(tmp_path, alpaca(), alpaca(settings={"temperature": 0.5}))
     assert [row.label for row in table.rows] == ["mine", "mine (2)"]
