@@ -28,7 +28,7 @@ import numpy as np
 from simpo.checks import is_number
 from simpo.errors import ConfigError, DataError, EngineError
 from simpo.evals import alpaca_official
-from simpo.evals.costs import Cost, price_of, tokens_of
+from simpo.evals.costs import Cost, tokens_of
 from simpo.evals.judging import JudgeServer, excluded_warning
 from simpo.evals.layouts import Row, read_list, write_text
 from simpo.evals.results import Metric, Result
@@ -92,8 +92,8 @@ def judge_alpaca_eval(settings: AlpacaEvalSettings) -> Result:
     answers = read_answers(settings.answers)
     folder = Path(settings.output_dir)
     cost = _estimate(answers, settings.baseline_answers)
-    price = price_of(JUDGE, settings.server.price_in, settings.server.price_out)
-    print("estimate: " + cost.line(JUDGE if settings.annotator == ANNOTATOR else settings.annotator, price))
+    model = JUDGE if settings.annotator == ANNOTATOR else settings.annotator
+    print("estimate: " + cost.line(model, settings.server.price(model)))
     official = _run_official(settings, answers[0]["generator"], folder)
     annotations = folder / settings.annotator / "annotations.json"
     result = read_annotations(annotations, answers[0]["generator"])
@@ -235,14 +235,16 @@ def _run_official(settings: AlpacaEvalSettings, model: str, folder: Path) -> dic
     write_text(folder / "alpaca_eval_command.txt", _command_line(arguments))
     result.unlink(missing_ok=True)
     command = [settings.python or sys.executable, alpaca_official.__file__, str(folder / "alpaca_eval_job.json")]
-    ended = subprocess.run(command, env=_environment(settings.server), stderr=subprocess.PIPE, text=True, check=False)
-    if ended.returncode == alpaca_official.FOR_USERS:
-        hint = "; install it with: pip install 'simpo[alpaca-eval]'" if "cannot be imported" in ended.stderr else ""
-        raise EngineError(f"AlpacaEval: {ended.stderr.strip().splitlines()[-1]}{hint}")
-    if ended.returncode != 0 or not result.exists():
-        write_text(folder / "alpaca_eval_errors.txt", ended.stderr)
-        last = (ended.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        raise EngineError(f"AlpacaEval: the package failed: {last}; all of it: {folder / 'alpaca_eval_errors.txt'}")
+    log = folder / "alpaca_eval.log"
+    print(f"alpaca_eval judges; what it says goes into {log}", flush=True)
+    with log.open("wb") as file:
+        status = subprocess.run(command, env=_environment(settings.server), stdout=file, stderr=file).returncode
+    last = (log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["it said nothing"])[-1]
+    if status == alpaca_official.FOR_USERS:
+        hint = "; install it with: pip install 'simpo[alpaca-eval]'" if "cannot be imported" in last else ""
+        raise EngineError(f"AlpacaEval: {last}{hint}")
+    if status != 0 or not result.exists():
+        raise EngineError(f"AlpacaEval: the package failed: {last}; all of it: {log}")
     found: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
     return found
 

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simpo.errors import DataError
+from simpo.evals.bootstrap import times_drawn
 
 SCALE, BASE, INITIAL = 400.0, 10.0, 1000.0
 BOUND = 25.0
@@ -126,8 +127,7 @@ def rate(wins: Floats, anchor: int, *, rounds: int = 1000, seed: int = 0) -> Rat
     """
     total = wins.sum(0)
     _check_linked(total, anchor)
-    draws = np.random.default_rng(seed).multinomial(len(wins), np.full(len(wins), 1 / len(wins)), size=rounds)
-    drawn = (draws.astype(float) @ wins.reshape(len(wins), -1)).reshape(rounds, *total.shape)
+    drawn = (times_drawn(len(wins), rounds, seed) @ wins.reshape(len(wins), -1)).reshape(rounds, *total.shape)
     rating = fit_ratings(total, anchor)
     low, high = np.percentile(fit_ratings(drawn, anchor), [2.5, 97.5], axis=0)
     return Ratings(rating, low, high, *(win_rates(one, anchor) for one in (rating, low, high)))

@@ -61,9 +61,7 @@ class Cost:
         about = "about " if self.counted < self.calls else ""
         tokens = f"{about}{self.asked:,} tokens asked and {self.answered:,} answered"
         if price is None:
-            return (
-                f"{model}: {self.calls:,} calls, {tokens}; no price is known: give one with --price-in and --price-out"
-            )
+            return f"{model}: {self.calls:,} calls, {tokens}; no price is known, see --price-in"
         return f"{model}: {self.calls:,} calls, {tokens}, {about}${self.dollars(price):,.2f} ({price.source})"
 
 

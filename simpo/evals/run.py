@@ -92,7 +92,7 @@ class _Judging:
         if self.settings.benchmark == ALPACA_EVAL:
             if answered.missing:
                 raise DataError(
-                    f"{len(answered.missing)} questions have no answer, and alpaca_eval knows instructions by their place: "
+                    f"{len(answered.missing)} questions have no answer, and alpaca_eval knows them by their place: "
                     "ask them again with --retry_errors, or look at what is said of them above"
                 )
             return [judge_alpaca_eval(self._alpaca_eval(answered))]

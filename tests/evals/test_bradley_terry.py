@@ -108,7 +108,7 @@ def share_covered(draw: Draw, truth: np.ndarray, anchor: int, simulations: int =
     """How often the 95% intervals of ratings hold the true ones, over models other than the anchor."""
     inside = []
     for seed in range(simulations):
-        found = rate(draw(np.random.default_rng(10_000 + seed)), anchor, rounds=300, seed=seed)
+        found = rate(draw(np.random.default_rng(10_000 + seed)), anchor, seed=seed)
         others = np.arange(len(truth)) != anchor
         inside.append(((found.low <= truth) & (truth <= found.high))[others])
     return float(np.mean(inside))
@@ -151,8 +151,7 @@ def games() -> Any:
 @pytest.mark.parametrize("units, low, high", [("questions", 0.92, 0.98), ("battles", 0.5, 0.9)])
 def test_coverage_where_the_two_games_of_a_question_agree(games: Any, units: str, low: float, high: float) -> None:
     """Drawing questions covers as it says; drawing battles apart, as the official code does, covers less."""
-    simulations, truth = games
-    simulations = simulations[: 500 if units == "questions" else 150]
+    simulations, truth = games[0][: 500 if units == "questions" else 150], games[1]
     numbers = iter(simulations)
 
     def draw(_: np.random.Generator) -> np.ndarray:
