@@ -52,10 +52,7 @@ class Scorer:
             pack: on its device.
         """
         self._check_parity_once(model)
-        token_logps = model(**{key: pack[key] for key in MODEL_INPUTS})  # type: ignore[literal-required]
-        lengths = torch.stack((pack["chosen_lengths"], pack["rejected_lengths"]), dim=1)
-        chosen, rejected = response_logps(token_logps, lengths.flatten()).view(-1, 2).unbind(dim=1)
-        return chosen, rejected
+        return pack_logps(model, pack)
 
     def score(self, model: nn.Module, pack: PackedBatch) -> tuple[PairLogps, PairLosses]:
         """What the objective saw of a pack, and what it says."""
@@ -83,9 +80,33 @@ class Scorer:
         if self.parity_checked:
             return
         self.parity_checked = True
-        args, policy = self.args, self.policy
-        config: Any = policy.config
-        text = config.get_text_config()
-        window = getattr(text, "sliding_window", None) if getattr(text, "use_sliding_window", True) else None
-        reached = window if window and window < args.max_length else None
-        check_parity(model, vocabulary=text.vocab_size, device=args.device, exact=self.exact, window=reached)
+        args = self.args
+        check_policy(model, self.policy, device=args.device, max_length=args.max_length, exact=self.exact)
+
+
+def check_policy(model: nn.Module, policy: nn.Module, *, device: torch.device, max_length: int, exact: bool) -> None:
+    """Compare a policy's packed forward with its ordinary one, beyond its sliding window where pairs reach that.
+
+    Args:
+        model: the policy as the engine wraps it.
+        policy: before that; its config is read.
+        device: where it lies.
+        max_length: tokens of the longest prompt with response.
+        exact: it computes in float32.
+
+    Raises:
+        ModelError: the two disagree.
+    """
+    config: Any = policy.config
+    text = config.get_text_config()
+    window = getattr(text, "sliding_window", None) if getattr(text, "use_sliding_window", True) else None
+    reached = window if window and window < max_length else None
+    check_parity(model, vocabulary=text.vocab_size, device=device, exact=exact, window=reached)
+
+
+def pack_logps(model: nn.Module, pack: PackedBatch) -> tuple[Tensor, Tensor]:
+    """[B], [B] log-probs of chosen and rejected responses of a pack on the model's device, summed, in nats."""
+    token_logps = model(**{key: pack[key] for key in MODEL_INPUTS})  # type: ignore[literal-required]
+    lengths = torch.stack((pack["chosen_lengths"], pack["rejected_lengths"]), dim=1)
+    chosen, rejected = response_logps(token_logps, lengths.flatten()).view(-1, 2).unbind(dim=1)
+    return chosen, rejected

@@ -40,6 +40,7 @@ ON_POLICY: dict[str, type[Any]] = {
     "annotate": AnnotateSettings,
     "binarize": BinarizeSettings,
 }
+WITHOUT_SETTINGS = ("compare", "chat")
 # Files that the text invents for the reader's own.
 INVENTED = {
     "my-machine.yaml": "per_device_train_batch_size: 4\n",
@@ -160,6 +161,9 @@ def check_simpo(words: list[str], tmp_path: Path) -> None:
     args = cli._parser().parse_args([words[0], *own])
     if words[0] in ON_POLICY:
         read_flat(ON_POLICY[words[0]], args.configs, overrides)
+        return
+    if words[0] in WITHOUT_SETTINGS:
+        assert not overrides
         return
     if words[0] == "sweep":
         check_candidates(read_space(args.space), args.configs, [*overrides, "--use_cpu=true"])

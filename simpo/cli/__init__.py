@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from simpo import __version__
-from simpo.cli import annotate, binarize, evaluate, generate, inspection, reference, sft, sweep, train
+from simpo.cli import annotate, binarize, chat, compare, evaluate, generate, inspection, reference, sft, sweep, train
 from simpo.cli.words import Flag, Verbs, split_overrides
 from simpo.errors import ConfigError, SimPOError
 
@@ -33,6 +33,8 @@ VERBS: dict[str, Verb] = {
     "annotate": annotate,
     "binarize": binarize,
     "eval": evaluate,
+    "compare": compare,
+    "chat": chat,
     "reference": reference,
     "sweep": sweep,
 }

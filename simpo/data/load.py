@@ -14,7 +14,7 @@ from simpo.data.config import DataConfig
 from simpo.data.duplicates import Ints, RowKeys, first_with_key, row_keys
 from simpo.data.minhash import near_duplicates
 from simpo.data.mix import draw, held_out, some, weighted
-from simpo.data.sources import Purpose, open_source, split_source
+from simpo.data.sources import DEFAULT_SPLITS, Purpose, open_source, split_purpose, split_source
 from simpo.data.tokenize import is_tokenized
 from simpo.errors import ConfigError, DataError
 
@@ -90,13 +90,17 @@ class LoadReport:
         """Rows taken of all sources."""
         return sum(part.size for part in self.taken)
 
-    def place(self, row: int) -> str:
-        """Source and row number (from 0) of a row of those taken."""
+    def locate(self, row: int) -> tuple[str, int]:
+        """Source, and number in it (from 0), of a row of those taken."""
         for part in self.taken:
             if row < part.size:
-                return f"{part.where} row {row if part.rows is None else part.rows[row]}"
+                return part.where, int(row if part.rows is None else part.rows[row])
             row -= part.size
         raise IndexError(row)
+
+    def place(self, row: int) -> str:
+        """The same as one text."""
+        return "{} row {}".format(*self.locate(row))
 
     def origin(self, row: int) -> str:
         """Source and row number (from 0) of a row of the training set."""
@@ -174,6 +178,34 @@ def load_mix(settings: DataConfig, seed: int = 42, num_proc: int | None = None, 
     if evaluation is not None and settings.max_eval_samples:
         evaluation = _select(evaluation, some(np.arange(len(evaluation)), settings.max_eval_samples, seed))
     return Loaded(_select(pool, rows), evaluation, report)
+
+
+def load_rows(settings: DataConfig, seed: int = 42, kind: RowKind = PAIRS) -> tuple[Dataset, LoadReport]:
+    """Read the rows of dataset_mixer to look at them: of the splits that are named, else of the test split.
+
+    Args:
+        settings: sources, splits and columns; `max_eval_samples` bounds the rows, all other settings are for training.
+        seed: of every draw.
+        kind: what the rows are.
+
+    Returns:
+        Rows as of `load_mix`, and where they come from: `report.origin(row)`.
+
+    Raises:
+        ConfigError: no source, or splits of both kinds, are named.
+        DataError: as for `load_mix`.
+    """
+    if not settings.dataset_mixer:
+        raise ConfigError("no data: set dataset_mixer ({source: fraction}) or dataset_name")
+    splits = list(settings.dataset_splits or DEFAULT_SPLITS)
+    purposes = {split_purpose(split) for split in splits} if splits != DEFAULT_SPLITS else {"eval"}
+    if len(purposes) > 1:
+        raise ConfigError(f"dataset_splits: {splits} holds splits to train on and to evaluate on; name one kind")
+    (found,) = _read(settings, settings.dataset_mixer, [*purposes], seed, kind).values()  # type: ignore[list-item]
+    rows, report = found
+    report.numbers = some(np.arange(len(rows)), settings.max_eval_samples or len(rows), seed)
+    report.kept = report.seen = len(report.numbers)
+    return _select(rows, report.numbers), report
 
 
 def _read(

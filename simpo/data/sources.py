@@ -109,7 +109,7 @@ def split_source(
     default = splits is None or list(splits) == DEFAULT_SPLITS
     parts: list[Part] = []
     for split in DEFAULT_SPLITS if splits is None else splits:
-        purpose = _purpose(split)
+        purpose = split_purpose(split)
         if purpose not in purposes:
             continue
         if default and split not in data and (purpose == "eval" and "train" in purposes):
@@ -122,7 +122,12 @@ def split_source(
     return parts
 
 
-def _purpose(split: str) -> Purpose:
+def split_purpose(split: str) -> Purpose:
+    """What a split is for, by its name.
+
+    Raises:
+        ConfigError: the name does not tell.
+    """
     name = re.split(r"[\[+]", split)[0].lower()
     if "train" in name:
         return "train"
