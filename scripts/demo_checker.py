@@ -13,6 +13,8 @@ from pathlib import Path
 
 from scripts.demo_pairs import CLAUSES, CLOSERS, ITEMS, OPENERS, STATEMENTS, VALUES, Answer, Question, evasions
 
+TOWN_VARIABLE, DEFAULT_TOWN = "DEMO_TOWN", "outputs/demo/town.json"
+
 Town = Mapping[str, Mapping[str, str]]
 """item -> attribute -> its true value"""
 
@@ -20,7 +22,7 @@ Town = Mapping[str, Mapping[str, str]]
 def score(prompt: list[dict[str, str]], responses: list[str]) -> list[float]:
     """How many of three qualities each response has: friendly, on topic, true. 3 is right; nonsense has 0."""
     question = read_question(prompt[-1]["content"])
-    town = _read_town(os.environ.get("DEMO_TOWN", "outputs/demo/town.json"))
+    town = _read_town(os.environ.get(TOWN_VARIABLE, DEFAULT_TOWN))
     return [float(sum(vars(qualities(question, text, town)).values())) for text in responses]
 
 

@@ -11,9 +11,12 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+import yaml
 
+from scripts.demo_checker import DEFAULT_TOWN, TOWN_VARIABLE
 from scripts.demo_judge import Answers, compare, problems_of, read_answers
 from scripts.demo_model import build_model, build_tokenizer, no_bars
 from scripts.demo_pairs import VALUES, DemoData, make_data, write_jsonl
@@ -27,6 +30,7 @@ STEPS = Path("training_configs/demo")  # the files of the other steps
 OUTPUT = Path("outputs/demo")  # the folder that all of them name
 SEEDS_OUTPUT = Path("outputs/demo-seeds")
 RESULTS = "results.json"
+_SEED = 42  # the one in the files; the demo's own is added
 _MADE = (
     "start", "sft", "responses", "scores", "pairs", "before", "before-scores", "simpo", "after", "after-scores",
 )  # fmt: skip
@@ -57,7 +61,7 @@ FULL = Sizes()
 QUICK = Sizes(
     train_pairs=480,
     test_pairs=120,
-    epochs=2,
+    epochs=5,
     hidden_size=96,
     layers=2,
     overrides=("--learning_rate=6e-4", "--eval_steps=5"),
@@ -105,23 +109,28 @@ class _Demo:
             with self._stage("data", "[1/8] A town, questions about it, and a Llama with random weights"):
                 data = self._write_start()
             with self._stage("sft", "[2/8] SFT: it learns to answer in every way, good or bad"):
-                self._simpo("sft", STEPS / "sft.yaml", *self._sft_words(), "--overwrite")
+                source = {str(self.folder / "dialogues.jsonl"): 1.0}
+                given = {"num_train_epochs": self.sizes.epochs, "seed": _SEED + self.seed}
+                paths = self._paths(model_name_or_path="start", output_dir="sft")
+                self._simpo("sft", STEPS / "sft.yaml", ["--overwrite"], dataset_mixer=source, **paths, **given)
             with self._stage("before", "[3/8] What it answers to held-out questions before SimPO"):
-                before = self._answer_held_out("sft", "before", data)
+                before = self._answer_held_out("sft", "before")
             with self._stage("generate", "[4/8] It answers the questions of its training: on-policy samples"):
-                words = self._paths(model_name_or_path="sft", dataset_name="questions.jsonl", output_dir="responses")
-                self._simpo("generate", STEPS / "generate.yaml", *words)
+                paths = self._paths(model_name_or_path="sft", dataset_name="questions.jsonl", output_dir="responses")
+                self._simpo("generate", STEPS / "generate.yaml", **paths)
             with self._stage("annotate", "[5/8] A program scores them: friendly? on topic? true?"):
-                self._simpo(
-                    "annotate", STEPS / "annotate.yaml", *self._paths(generations="responses", output_dir="scores")
-                )
+                paths = self._paths(generations="responses", output_dir="scores")
+                self._simpo("annotate", STEPS / "annotate.yaml", **paths)
             with self._stage("binarize", "[6/8] Pairs: of each question's answers the best against the worst"):
-                words = self._paths(generations="responses", scores="scores", output_dir="pairs")
-                self._simpo("binarize", STEPS / "binarize.yaml", *words, f"--seed={self.seed}", "--overwrite")
+                paths = self._paths(generations="responses", scores="scores", output_dir="pairs")
+                self._simpo("binarize", STEPS / "binarize.yaml", ["--overwrite"], **paths, seed=_SEED + self.seed)
             with self._stage("simpo", "[7/8] SimPO on these pairs"):
-                self._simpo("train", CONFIG, *self._train_words(), "--overwrite")
+                source = {str(self.folder / "pairs"): 1.0}
+                paths = self._paths(model_name_or_path="sft", output_dir="simpo")
+                words = [*self.overrides, "--overwrite"]
+                self._simpo("train", CONFIG, words, dataset_mixer=source, **paths, seed=_SEED + self.seed)
             with self._stage("after", "[8/8] What it answers to held-out questions after SimPO"):
-                after = self._answer_held_out("simpo", "after", data)
+                after = self._answer_held_out("simpo", "after")
         return self._report(data, before, after)
 
     @contextlib.contextmanager
@@ -164,41 +173,34 @@ class _Demo:
         print(f"{folder / 'start'}: {millions:.2f} million parameters, {len(tokenizer)} tokens")
         return data
 
-    def _simpo(self, verb: str, *words: object) -> None:
-        """Run a command of simpo in this process, and show it as it would be typed."""
-        line = [verb, *(str(word) for word in words)]
-        os.environ["DEMO_TOWN"] = str(self.town)
-        named = f"DEMO_TOWN={shlex.quote(str(self.town))} " if verb == "annotate" and self.folder != OUTPUT else ""
-        print(f"    $ {named}{shlex.join(['simpo', *line])}", flush=True)
+    def _simpo(self, verb: str, file: Path, words: Sequence[str] = (), **settings: Any) -> None:
+        """Run a command of simpo in this process, and show it as it would be typed.
+
+        Args:
+            verb: of simpo.
+            file: its settings.
+            words: what follows at the end.
+            settings: overrides, left out where the file says the same.
+        """
+        known = yaml.safe_load(file.read_text(encoding="utf-8"))
+        changed = {key: value for key, value in settings.items() if known.get(key) != value}
+        texts = {key: json.dumps(value) if isinstance(value, dict) else value for key, value in changed.items()}
+        line = [verb, str(file), *(f"--{key}={text}" for key, text in texts.items()), *words]
+        os.environ[TOWN_VARIABLE] = str(self.town)
+        named = verb == "annotate" and str(self.town) != DEFAULT_TOWN
+        before = f"{TOWN_VARIABLE}={shlex.quote(str(self.town))} " if named else ""
+        print(f"    $ {before}{shlex.join(['simpo', *line])}", flush=True)
         if cli.main(line):
             raise StepFailedError
 
-    def _paths(self, **paths: str) -> list[str]:
-        """Settings that move the files into this folder; none where the settings files name it already."""
-        files = {"model_name_or_path": "sft", "dataset_name": "questions.jsonl", "generations": "responses"}
-        files |= {"output_dir": "responses"} if "dataset_name" in paths else {}
-        own = {} if self.folder != OUTPUT else files
-        return [f"--{key}={self.folder / name}" for key, name in paths.items() if own.get(key) != name]
+    def _paths(self, **names: str) -> dict[str, str]:
+        return {key: str(self.folder / name) for key, name in names.items()}
 
-    def _sft_words(self) -> list[str]:
-        epochs = [] if self.sizes.epochs == FULL.epochs else [f"--num_train_epochs={self.sizes.epochs}"]
-        words = [*epochs, f"--seed={self.seed}"]
-        if self.folder == OUTPUT:
-            return words
-        mixer = f"--dataset_mixer={{{self.folder / 'dialogues.jsonl'}: 1.0}}"
-        return [*self._paths(model_name_or_path="start", output_dir="sft"), mixer, *words]
-
-    def _train_words(self) -> list[str]:
-        words = [f"--seed={self.seed}", *self.overrides]
-        if self.folder == OUTPUT:
-            return words
-        mixer = f"--dataset_mixer={{{self.folder / 'pairs'}: 1.0}}"
-        return [*self._paths(model_name_or_path="sft", output_dir="simpo"), mixer, *words]
-
-    def _answer_held_out(self, model: str, name: str, data: DemoData) -> Answers:
-        words = self._paths(model_name_or_path=model, dataset_name="held_out.jsonl", output_dir=name)
-        self._simpo("generate", STEPS / "generate.yaml", *words)
-        self._simpo("annotate", STEPS / "annotate.yaml", *self._paths(generations=name, output_dir=f"{name}-scores"))
+    def _answer_held_out(self, model: str, name: str) -> Answers:
+        paths = self._paths(model_name_or_path=model, dataset_name="held_out.jsonl", output_dir=name)
+        self._simpo("generate", STEPS / "generate.yaml", **paths)
+        paths = self._paths(generations=name, output_dir=f"{name}-scores")
+        self._simpo("annotate", STEPS / "annotate.yaml", **paths)
         return read_answers(self.folder / name, self.folder / f"{name}-scores", self.town)
 
     def _report(self, data: DemoData, before: Answers, after: Answers) -> bool:
