@@ -22,7 +22,7 @@ from scripts.demo_model import build_model, build_tokenizer, no_bars
 from scripts.demo_pairs import VALUES, DemoData, make_data, write_jsonl
 from scripts.demo_report import print_results, print_seeds, read_run, save_figure
 from simpo import cli
-from simpo.errors import SimPOError
+from simpo.errors import ConfigError, SimPOError
 from simpo.settings import check_settings
 
 CONFIG = Path("training_configs/demo.yaml")
@@ -31,6 +31,7 @@ OUTPUT = Path("outputs/demo")  # the folder that all of them name
 SEEDS_OUTPUT = Path("outputs/demo-seeds")
 RESULTS = "results.json"
 _SEED = 42  # the one in the files; the demo's own is added
+_OWN = {"model_name_or_path", "dataset_mixer", "output_dir", "seed", "do_eval", "eval_strategy"}
 _MADE = (
     "start", "sft", "responses", "scores", "pairs", "before", "before-scores", "simpo", "after", "after-scores",
 )  # fmt: skip
@@ -85,7 +86,8 @@ def run_demo(sizes: Sizes, output: Path | None, seed: int, overrides: Sequence[s
     torch.set_num_threads(1)
     try:
         check_settings(CONFIG, overrides)
-        return 0 if _Demo(sizes, output or OUTPUT, seed, [*sizes.overrides, *overrides]).run() else 1
+        _check_own(overrides)
+        return 0 if Demo(sizes, output or OUTPUT, seed, [*sizes.overrides, *overrides]).run() else 1
     except SimPOError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -93,7 +95,13 @@ def run_demo(sizes: Sizes, output: Path | None, seed: int, overrides: Sequence[s
         return 2
 
 
-class _Demo:
+def _check_own(overrides: Sequence[str]) -> None:
+    given = {word.removeprefix("--").partition("=")[0].replace("-", "_") for word in overrides}
+    for key in sorted(given & _OWN):
+        raise ConfigError(f"{key}: the demo sets it itself; --output moves its folder, --seed changes its draws")
+
+
+class Demo:
     """One run in one folder."""
 
     def __init__(self, sizes: Sizes, folder: Path, seed: int, overrides: Sequence[str]) -> None:

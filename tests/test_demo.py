@@ -32,7 +32,7 @@ from scripts.demo_pairs import (
     share_longer,
     write_jsonl,
 )
-from scripts.demo_run import CONFIG, FULL, OUTPUT, QUICK, STEPS, _Demo, run_demo
+from scripts.demo_run import CONFIG, FULL, OUTPUT, QUICK, STEPS, Demo, run_demo
 from simpo import cli
 from simpo.onpolicy.annotate import AnnotateSettings
 from simpo.onpolicy.binarize import BinarizeSettings
@@ -195,6 +195,14 @@ def test_written_rows_load_as_pairs(data: DemoData, tmp_path: Path) -> None:
     assert [json.loads(line) for line in lines] == data.test
 
 
+def test_settings_that_the_demo_needs_are_not_overridden(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(ROOT)
+    assert run_demo(QUICK, tmp_path / "out", 0, ["--output_dir=elsewhere"]) == 2
+    assert "output_dir: the demo sets it itself" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
 def test_a_wrong_setting_stops_the_demo_at_once(tmp_path: Path) -> None:
     run = subprocess.run(
         [sys.executable, str(ROOT / "scripts" / "demo.py"), "--output", str(tmp_path / "out"), "--bta=3"],
@@ -255,7 +263,7 @@ def test_commands_are_bare_where_the_files_say_the_same(
     asked: list[list[str]] = []
     monkeypatch.setattr(cli, "main", lambda words: asked.append(words) or 0)
     for folder in (OUTPUT, tmp_path / "my demo"):
-        demo = _Demo(FULL, folder, 0, [])
+        demo = Demo(FULL, folder, 0, [])
         demo._simpo("annotate", STEPS / "annotate.yaml", **demo._paths(generations="responses", output_dir="scores"))
         demo._simpo("train", CONFIG, ["--overwrite"], dataset_mixer={str(folder / "pairs"): 1.0}, seed=42)
     shown = [shlex.split(line.strip()[2:]) for line in capsys.readouterr().out.splitlines()]
