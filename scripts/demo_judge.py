@@ -59,7 +59,7 @@ class Estimate:
 
     def number(self) -> str:
         """As it is."""
-        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
+        return f"{self.value:.1f} [{self.low:.1f}, {self.high:.1f}]"
 
 
 @dataclass(frozen=True)

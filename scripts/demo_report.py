@@ -139,7 +139,7 @@ def print_seeds(results: Sequence[Mapping[str, Any]]) -> None:
     means = {name: float(np.mean([result[name]["value"] for result in results])) for name in names}
     table.add_row(
         "mean", f"{means['accuracy_before']:.1%}", f"{means['accuracy_after']:.1%}", f"{100 * means['gain']:+.1f}",
-        f"{means['length_before']:.2f}", f"{means['length_after']:.2f}", f"{100 * means['length_change']:+.1f}",
+        f"{means['length_before']:.1f}", f"{means['length_after']:.1f}", f"{100 * means['length_change']:+.1f}",
         style="bold",
     )  # fmt: skip
     Console(width=150, highlight=False).print(table)
