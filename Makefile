@@ -1,5 +1,6 @@
 # make env    an environment in .venv with everything that tests and demo need
-# make demo   the whole path on a CPU in a few minutes, no network needed
+# make demo   SFT, on-policy samples, a checker, pairs, SimPO, held-out answers: a few minutes on a CPU, no network
+# make demo-seeds   the same with three seeds, and one table of them
 # make demo-objectives   all objectives on the demo's pairs, one table
 # make test   lint, format, types, all tests
 # make bench  speed and memory on a CPU in about a quarter of an hour, into benchmarks/results
@@ -20,7 +21,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TEST_ENV := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo demo-objectives bench test lint format types pytest clean
+.PHONY: help env demo demo-seeds demo-objectives bench test lint format types pytest clean
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' $(MAKEFILE_LIST)
@@ -37,6 +38,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)
 	$(BIN)/python scripts/demo.py
+
+demo-seeds: $(STAMP)
+	$(BIN)/python scripts/demo.py --seeds 3
 
 demo-objectives: $(STAMP)
 	$(BIN)/python scripts/demo_objectives.py

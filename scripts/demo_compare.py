@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -16,9 +17,9 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from scripts.demo_compare_report import Trial, findings, print_table, save_csv, save_picture
-from scripts.demo_model import generate, no_bars
-from scripts.demo_pairs import GOOD, DemoData, answers
-from scripts.demo_run import CONFIG, FULL, QUICK, Sizes, _start_model, _write_data
+from scripts.demo_model import build_model, build_tokenizer, generate, no_bars, teach
+from scripts.demo_pairs import GOOD, DemoData, answers, make_data, write_jsonl
+from scripts.demo_run import CONFIG, FULL, QUICK, Sizes
 from simpo import PreferenceConfig, PreferenceTrainer
 from simpo.errors import SimPOError
 from simpo.losses import PairLogps
@@ -135,8 +136,7 @@ def compare(
     torch.set_num_threads(1)
     start, sizes = time.perf_counter(), QUICK if quick else FULL
     print("[1/3] Preference pairs, and a small Llama that answers in every way, good or bad (SFT)", flush=True)
-    data = _write_data(sizes, output, seed)
-    _start_model(sizes, data, output / "sft", seed)
+    data = _start(sizes, output, seed)
     print(f"\n[2/3] {len(trials)} runs from it, {jobs} at a time; logs: {output}/*.log", flush=True)
     try:
         costs = _train_all(trials, output, sizes, jobs)
@@ -154,6 +154,23 @@ def compare(
             print(line)
     print(f"\nAll of it took {time.perf_counter() - start:.0f} s.")
     return 0
+
+
+def _start(sizes: Sizes, output: Path, seed: int) -> DemoData:
+    """Write the pairs, and teach the model that all runs start from."""
+    data = make_data(
+        seed,
+        train_pairs=sizes.train_pairs,
+        test_pairs=sizes.test_pairs,
+        answers_per_question=sizes.answers_per_question,
+    )
+    write_jsonl(output / "train.jsonl", data.train)
+    write_jsonl(output / "test.jsonl", data.test)
+    tokenizer = build_tokenizer(turn["content"] for row in data.dialogues for turn in row["prompt"] + row["completion"])
+    model = build_model(tokenizer, hidden_size=sizes.hidden_size, layers=sizes.layers, seed=seed)
+    shutil.rmtree(output / "sft", ignore_errors=True)
+    teach(model, tokenizer, data.dialogues, output / "sft", epochs=sizes.epochs, seed=seed)
+    return data
 
 
 def _words(trial: Candidate, output: Path, sizes: Sizes) -> list[str]:

@@ -1,21 +1,17 @@
-"""The demo's model: a byte-level tokenizer, a small Llama taught from scratch to answer, and how it is judged."""
+"""The demo's model: a byte-level tokenizer and a small Llama; how it learns to answer, and its answers."""
 
 import contextlib
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
-import numpy as np
 import torch
 import transformers
 from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
@@ -23,8 +19,6 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
-from scripts.demo_pairs import GOOD, DemoData, answers
-from simpo import PreferenceConfig, SimPOTrainer
 from simpo.data.chat import resolve_chat_template
 
 _VOCABULARY = 1024  # upper bound; the words of the town need fewer
@@ -108,61 +102,6 @@ def teach(
     )
     trainer.train()
     trainer.save_model(str(folder))
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """A model on the held-out questions.
-
-    Attributes:
-        margins: [N] reward of the chosen less that of the rejected answer.
-        accuracies: share of pairs whose margin is above 0, by flaw.
-        good: share of the model's own answers that are true, friendly and on topic, word for word.
-        replies: the model's own answers, greedily decoded.
-    """
-
-    margins: np.ndarray
-    accuracies: dict[str, float]
-    good: float
-    replies: list[str]
-
-
-def judge(folder: Path, data: DemoData, settings: PreferenceConfig) -> Judgement:
-    """Load a saved model as a user would, let it answer the held-out questions, and score the held-out pairs.
-
-    Args:
-        folder: of the model.
-        data: with the held-out pairs.
-        settings: the objective and the lengths of the run that the scores belong to.
-    """
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    replies = generate(model, tokenizer, [question.text for question in data.test_questions])
-    hits = [
-        reply in answers(question, GOOD, data.world)
-        for reply, question in zip(replies, data.test_questions, strict=True)
-    ]
-    args = PreferenceConfig(
-        output_dir=str(folder),
-        beta=settings.beta,
-        gamma_beta_ratio=settings.gamma_beta_ratio,
-        max_length=settings.max_length,
-        max_prompt_length=settings.max_prompt_length,
-        per_device_eval_batch_size=settings.per_device_eval_batch_size,
-        use_cpu=True,
-        bf16=False,
-        disable_tqdm=True,
-    )
-    trainer = SimPOTrainer(model, args, processing_class=tokenizer)
-    results: Any = trainer.predict(Dataset.from_list(data.test)).predictions  # type: ignore[arg-type]
-    margins, right = results["rewards/margins"], results["rewards/accuracies"]
-    flaws = np.array([row["flaw"] for row in data.test])
-    return Judgement(
-        margins=margins,
-        accuracies={flaw: float(right[flaws == flaw].mean()) for flaw in sorted(set(flaws))},
-        good=sum(hits) / len(hits),
-        replies=replies,
-    )
 
 
 @torch.inference_mode()

@@ -107,7 +107,7 @@ def _sentence(lead: str, text: str) -> str:
 def answers(question: Question, kind: Answer, world: World) -> list[str]:
     """Every text that answers `question` in the way of `kind`."""
     tone = "friendly" if kind.friendly else "rude"
-    bodies = _facts(question, kind.true, world) if kind.on_topic else _evasions(question.item)
+    bodies = _facts(question, kind.true, world) if kind.on_topic else evasions(question.item)
     parts = itertools.product(OPENERS[tone], bodies, CLOSERS[tone])
     return [" ".join(part for part in words if part) for words in parts]
 
@@ -121,7 +121,8 @@ def _facts(question: Question, true: bool, world: World) -> list[str]:
     return [" ".join(body) for body in itertools.product(*sentences)]
 
 
-def _evasions(item: str) -> list[str]:
+def evasions(item: str) -> list[str]:
+    """Every body that says nothing on a question about `item`."""
     texts = [text.format(it=f"the {item}") for text in EVASIONS]
     return [text[0].upper() + text[1:] for text in texts]
 
@@ -181,14 +182,15 @@ class DemoData:
     Attributes:
         world: true values and rumours.
         dialogues: for the supervised start; training questions only.
-        train, test: preference pairs on different questions.
-        test_questions: of `test`, in its order.
+        train, test: preference pairs on different questions, for the comparison of objectives.
+        train_questions, test_questions: of `train` and `test`, in their order.
     """
 
     world: World
     dialogues: list[dict[str, Any]]
     train: list[dict[str, Any]]
     test: list[dict[str, Any]]
+    train_questions: list[Question]
     test_questions: list[Question]
 
 
@@ -206,6 +208,7 @@ def make_data(seed: int, *, train_pairs: int, test_pairs: int, answers_per_quest
         dialogues=make_dialogues(train, world, rng, answers_per_question),
         train=make_pairs(train, world, rng),
         test=make_pairs(test, world, rng),
+        train_questions=train,
         test_questions=test,
     )
 
