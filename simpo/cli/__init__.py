@@ -7,7 +7,19 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from simpo import __version__
-from simpo.cli import annotate, binarize, generate, inspection, iterate, onpolicy, reference, sft, sweep, train
+from simpo.cli import (
+    annotate,
+    binarize,
+    evaluate,
+    generate,
+    inspection,
+    iterate,
+    onpolicy,
+    reference,
+    sft,
+    sweep,
+    train,
+)
 from simpo.cli.words import Flag, Verbs, split_overrides
 from simpo.errors import ConfigError, SimPOError
 
@@ -34,6 +46,7 @@ VERBS: dict[str, Verb] = {
     "binarize": binarize,
     "onpolicy": onpolicy,
     "iterate": iterate,
+    "eval": evaluate,
     "reference": reference,
     "sweep": sweep,
 }

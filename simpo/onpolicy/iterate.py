@@ -41,7 +41,7 @@ from simpo.onpolicy.recipe import Launch, Recipe, read_recipe
 from simpo.onpolicy.rounds import Measured, RoundRow, measure, pairs_in, row_of
 from simpo.onpolicy.rounds_report import write_rounds
 from simpo.onpolicy.settings import GenerateSettings
-from simpo.onpolicy.steps import Run, Step, describe_step, run_step
+from simpo.onpolicy.steps import Run, Step, describe_step, run_step, run_steps
 from simpo.run.folder import discard_weights
 
 # Settings of a run that its weights do not depend on.
@@ -108,6 +108,14 @@ class _Rounds:
         file = folder / "settings" / "train.yaml"
         return Step(f"round-{number}: train", "train", settings, folder / "model", file, self.launches.get("train"))
 
+    def steps(self, number: int) -> list[Step]:
+        """Everything that a round does."""
+        return [*([*self.data(number), self.training(number)] if number else []), *self.evaluation(number)]
+
+    def finished(self, number: int) -> bool:
+        """Whether a round has come to its end."""
+        return all(step.done for step in self.steps(number))
+
     def prompts(self, number: int) -> list[int]:
         """The rows that a round takes."""
         size = self.recipe.prompts_per_round
@@ -158,33 +166,41 @@ def run_iterate(
 
 
 def _all_steps(plan: _Rounds, rounds: int) -> list[Step]:
-    steps = plan.evaluation(0)
-    for number in range(1, rounds + 1):
-        steps += [*plan.data(number), plan.training(number), *plan.evaluation(number)]
-    return steps
+    return [step for number in range(rounds + 1) for step in plan.steps(number)]
 
 
 def _run_rounds(plan: _Rounds, rounds: int, run: Run) -> list[RoundRow]:
     recipe = plan.recipe
     assert recipe.evaluate is not None
-    for step in plan.evaluation(0):
-        run_step(step, run, say)
+    run_steps(plan.evaluation(0), run, say)
     first = _measure(plan, 0)
     table = [row_of(0, first, first)]
-    for number in range(1, rounds + 1):
-        if plan.rows is not None:
-            _write_prompts(recipe.generate, plan.prompts(number), plan.folder(number) / "prompts")
-        for step in plan.data(number):
-            run_step(step, run, say)
-        run_step(plan.training(number), run, say)
-        for step in plan.evaluation(number):
-            run_step(step, run, say)
+    number = 1
+    while number <= rounds or plan.finished(number):  # the table keeps rounds of an earlier call with more of them
+        ran = not plan.finished(number)
+        if ran:
+            _run_round(plan, number, run)
+        else:
+            say(f"round-{number}: finished")
         if recipe.keep_models == "last" and number > 1:
             discard_weights(plan.folder(number - 1) / "model")
         table.append(row_of(number, _measure(plan, number), first, plan.folder(number)))
-        say("\n".join(write_rounds(table, recipe.output_dir, recipe.evaluate.annotator)))
-    say(f"rounds: {recipe.output_dir}/rounds.md, .csv, .json, .png; the last policy: {plan.folder(rounds) / 'model'}")
+        lines = write_rounds(table, recipe.output_dir, recipe.evaluate.annotator)
+        number += 1
+        if ran or (number > rounds and not plan.finished(number)):
+            say("\n".join(lines))
+    say(
+        f"rounds: {recipe.output_dir}/rounds.md, .csv, .json, .png; the last policy: {plan.folder(number - 1) / 'model'}"
+    )
     return table
+
+
+def _run_round(plan: _Rounds, number: int, run: Run) -> None:
+    if plan.rows is not None:
+        _write_prompts(plan.recipe.generate, plan.prompts(number), plan.folder(number) / "prompts")
+    run_steps(plan.data(number), run, say)
+    run_step(plan.training(number), run, say)  # made here: the pairs say how it is evaluated
+    run_steps(plan.evaluation(number), run, say)
 
 
 def _measure(plan: _Rounds, number: int) -> Measured:

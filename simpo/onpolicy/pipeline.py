@@ -18,7 +18,7 @@ from simpo.onpolicy.annotators.judge import Judge, connect
 from simpo.onpolicy.annotators.kinds import FunctionSettings, JudgeSettings, identity, read_annotators
 from simpo.onpolicy.recipe import Launch, Recipe, read_recipe
 from simpo.onpolicy.settings import GenerateSettings
-from simpo.onpolicy.steps import Run, Step, Verb, describe_step, given_settings, run_step
+from simpo.onpolicy.steps import Run, Step, Verb, describe_step, given_settings, run_steps
 from simpo.processes import run_child, sole_owner
 from simpo.store import write_whole
 
@@ -66,8 +66,7 @@ def run_onpolicy(
         print("\n".join(describe_step(step) for step in steps))
         return
     with held(recipe.output_dir, RECORDS[0], identity_of(recipe)):
-        for step in steps:
-            run_step(step, run or child_runner(recipe.output_dir), say)
+        run_steps(steps, run or child_runner(recipe.output_dir), say)
 
 
 def say(line: str) -> None:
@@ -148,12 +147,14 @@ def _check_annotator(kind: Any) -> None:
             Judge(kind, engine)
         finally:
             engine.close()
-    else:
+    elif Path(kind.model).expanduser().is_dir() or not kind.model.startswith(("/", ".", "~")):
         try:
             cached_file(kind.model, "config.json", revision=kind.revision or "main")
         except (OSError, ValueError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ConfigError(f"model: {kind.model!r} cannot be found: {reason}") from error
+    else:
+        raise ConfigError(f"model: {kind.model!r}: there is no such directory")
 
 
 def identity_of(recipe: Recipe) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -80,6 +80,12 @@ def given_settings(settings: Any) -> dict[str, Any]:
     """The settings of a verb that differ from their defaults: what its YAML file must say."""
     return {item.name: getattr(settings, item.name) for item in fields(settings)
             if getattr(settings, item.name) != default_of(item)}  # fmt: skip
+
+
+def run_steps(steps: Iterable[Step], run: Run, say: Say) -> None:
+    """Run steps in turn, each as `run_step`."""
+    for step in steps:
+        run_step(step, run, say)
 
 
 def run_step(step: Step, run: Run, say: Say) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,7 +22,7 @@ def default_of(item: Field[Any]) -> Any:
     return item.default_factory() if item.default_factory is not MISSING else item.default
 
 
-def read_flat(owner: type[T], files: Paths, overrides: Sequence[str] = (), others: Collection[str] = ()) -> T:
+def read_flat(owner: type[T], files: Paths, overrides: Sequence[str] = ()) -> T:
     """A dataclass from flat YAML files (a later one wins) and overrides; its own checks run last.
 
     Args:
@@ -30,7 +30,6 @@ def read_flat(owner: type[T], files: Paths, overrides: Sequence[str] = (), other
             with a message that begins with the setting's name.
         files: settings files.
         overrides: `--key=value` words; they win over every file.
-        others: settings of other steps that may stand in the same files.
 
     Raises:
         ConfigError: with file and line, setting, value, and what to write instead.
@@ -38,7 +37,7 @@ def read_flat(owner: type[T], files: Paths, overrides: Sequence[str] = (), other
     paths = [Path(files)] if isinstance(files, str | Path) else [Path(file) for file in files]
     merged: dict[str, Entry] = {}
     for layer in [*(read_yaml(path) for path in paths), read_overrides(overrides)]:
-        merged.update((entry.key, entry) for entry in layer if entry.key not in others)
+        merged.update((entry.key, entry) for entry in layer)
     return fit_entries(owner, merged, ", ".join(map(str, paths)) or COMMAND_LINE)
 
 

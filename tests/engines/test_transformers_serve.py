@@ -56,8 +56,11 @@ def serving(model: str, port: int, log: Path) -> Iterator[subprocess.Popen[bytes
 def settings_of(tiny_dir: str, folder: Path, name: str, rows: int, **options: Any) -> GenerateSettings:
     data = folder / f"{name}.jsonl"
     data.write_text("".join(f'{{"prompt": "Question {row}: why?"}}\n' for row in range(rows)))
-    defaults = {"max_new_tokens": 8, "temperature": 0.0, "num_responses": 1}
-    return GenerateSettings(tiny_dir, str(data), str(folder / name), **defaults | options)
+    defaults: dict[str, Any] = {
+        "model_name_or_path": tiny_dir, "dataset_name": str(data), "output_dir": str(folder / name),
+        "max_new_tokens": 8, "temperature": 0.0, "num_responses": 1,
+    }  # fmt: skip
+    return GenerateSettings(**defaults | options)
 
 
 def texts_of(settings: GenerateSettings) -> list[list[str]]:

@@ -20,8 +20,9 @@ from simpo.engines.base import Failure, Request, Result, Sample
 from simpo.errors import ConfigError, DataError, EngineError, ModelError, StoreError
 from simpo.onpolicy import generate as module
 from simpo.onpolicy.generate import run_generate
-from simpo.onpolicy.prompts import Renderer, read_prompts
+from simpo.onpolicy.prompts import read_prompts
 from simpo.onpolicy.settings import GenerateSettings, read_generate_settings
+from simpo.sampling.prompts import Renderer
 from simpo.store import read_records, read_settings_of, read_summary
 from tests.engines.serving import Server, echo
 from tests.launching import environment, run
@@ -315,10 +316,10 @@ def test_wrong_settings_are_named_with_their_line(tmp_path: Path, line: str, mes
         read_generate_settings(path)
 
 
-def test_settings_of_other_steps_may_stand_in_the_file(tmp_path: Path) -> None:
+def test_settings_from_a_file(tmp_path: Path) -> None:
     path = tmp_path / "g.yaml"
-    path.write_text("model_name_or_path: m\ndataset_name: d\noutput_dir: o\nreward_model: r\nnum_responses: 7\n")
-    settings = read_generate_settings(path, others={"reward_model"})
+    path.write_text("model_name_or_path: m\ndataset_name: d\noutput_dir: o\nnum_responses: 7\n")
+    settings = read_generate_settings(path)
     assert settings.seeds == [13, 21, 42, 79, 100, 101, 102]
     with pytest.raises(ConfigError, match="dataset_name is missing"):
         read_generate_settings([], ["--model_name_or_path=m", "--output_dir=o"])

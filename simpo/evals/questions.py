@@ -1,0 +1,147 @@
+"""The questions of a benchmark, from its official file on the hub or from a file of the same form."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from simpo.errors import ConfigError, DataError
+from simpo.evals.decoding import ALPACA_EVAL, ARENA_HARD, MT_BENCH
+
+
+class HubFile(NamedTuple):
+    """A file on the hub."""
+
+    repo: str
+    repo_type: str
+    path: str
+
+
+QUESTIONS = {
+    ALPACA_EVAL: HubFile("tatsu-lab/alpaca_eval", "dataset", "alpaca_eval.json"),
+    ARENA_HARD: HubFile("lmarena-ai/arena-hard-auto", "dataset", "data/arena-hard-v0.1/question.jsonl"),
+    MT_BENCH: HubFile("lmsys/mt-bench", "space", "data/mt_bench/question.jsonl"),
+}
+BASELINES = {
+    ALPACA_EVAL: HubFile("tatsu-lab/alpaca_eval", "dataset", "alpaca_eval_gpt4_baseline.json"),
+    ARENA_HARD: HubFile("lmarena-ai/arena-hard-auto", "dataset", "data/arena-hard-v0.1/model_answer/gpt-4-0314.jsonl"),
+}
+REFERENCES = {MT_BENCH: HubFile("lmsys/mt-bench", "space", "data/mt_bench/reference_answer/gpt-4.jsonl")}
+SIZES = {ALPACA_EVAL: 805, ARENA_HARD: 500, MT_BENCH: 80}
+"""Questions of the official files."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One question.
+
+    Args:
+        key: unlike that of any other question.
+        row: its place in the file, from 0.
+        turns: what the user says; the second turn is said after the first answer.
+        category: of MT-Bench; None elsewhere.
+        fields: the line of the file.
+    """
+
+    key: str
+    row: int
+    turns: tuple[str, ...]
+    category: str | None = None
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
+def official_file(where: HubFile, setting: str) -> Path:
+    """A file from the hub or its cache.
+
+    Args:
+        where: on the hub.
+        setting: by which a user can name a local copy, for messages.
+
+    Raises:
+        DataError: it is not in the cache and cannot be fetched; the message says what to do.
+    """
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(where.repo, where.path, repo_type=where.repo_type))
+    except Exception as error:  # of the hub's client, of the network, of the disk
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        kind = {"dataset": "datasets/", "space": "spaces/"}.get(where.repo_type, "")
+        raise DataError(
+            f"cannot get {where.path} of https://huggingface.co/{kind}{where.repo} ({reason}); fetch the file "
+            f"where there is a network, and name it as --{setting}=FILE"
+        ) from error
+
+
+def read_questions(benchmark: str, file: str | None, most: int | None = None) -> list[Question]:
+    """The questions of a benchmark.
+
+    Args:
+        benchmark: alpaca_eval, arena_hard or mt_bench.
+        file: a local copy; None: the official one, from the hub.
+        most: at most so many, from the first on; None: all.
+
+    Raises:
+        ConfigError: there is no such file.
+        DataError: a row is not of the benchmark's form.
+    """
+    path = Path(file).expanduser() if file is not None else official_file(QUESTIONS[benchmark], "questions")
+    read = _alpaca_question if benchmark == ALPACA_EVAL else _turns_question
+    questions = [read(row, value, path) for row, value in enumerate(read_rows(path))]
+    if not questions:
+        raise DataError(f"{path}: holds no questions")
+    seen: dict[str, int] = {}
+    for question in questions:
+        if question.key in seen:
+            raise DataError(f"{path}: rows {seen[question.key]} and {question.row} are the same question")
+        seen[question.key] = question.row
+    return questions[:most]
+
+
+def read_rows(path: Path) -> list[Any]:
+    """The rows of a .json list or of a .jsonl file.
+
+    Raises:
+        ConfigError: there is no such file.
+        DataError: it is neither.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}; name a .json or .jsonl file") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is no UTF-8 text: {error}") from error
+    try:
+        if text.lstrip().startswith("["):
+            rows: list[Any] = json.loads(text)
+            return rows
+    except ValueError as error:
+        raise DataError(f"{path}: is no JSON: {error}") from error
+    found = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            try:
+                found.append(json.loads(line))
+            except ValueError as error:
+                raise DataError(f"{path}: line {number}: is no JSON: {error}") from error
+    return found
+
+
+def _alpaca_question(row: int, value: Any, path: Path) -> Question:
+    instruction = value.get("instruction") if isinstance(value, dict) else None
+    if not isinstance(instruction, str) or not instruction.strip():
+        raise DataError(f"{path}: row {row}: has no text `instruction`, as alpaca_eval.json has")
+    # the instruction is what the official package joins answers by
+    return Question(instruction, row, (instruction,), fields=value)
+
+
+def _turns_question(row: int, value: Any, path: Path) -> Question:
+    value = value if isinstance(value, dict) else {}
+    turns: list[Any] = [turn.get("content") if isinstance(turn, dict) else turn for turn in value.get("turns") or []]
+    if not turns or not all(isinstance(turn, str) and turn.strip() for turn in turns):
+        raise DataError(f"{path}: row {row}: has no list of texts `turns`, as the official question.jsonl has")
+    if value.get("question_id") is None:
+        raise DataError(f"{path}: row {row}: has no `question_id`")
+    return Question(str(value["question_id"]), row, tuple(turns), value.get("category"), value)
