@@ -82,6 +82,9 @@ def stop_tree(pid: int) -> None:
         return
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGTERM)
+    for process in tree:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
     for process in _wait(tree):
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()

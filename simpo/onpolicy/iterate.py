@@ -189,9 +189,8 @@ def _run_rounds(plan: _Rounds, rounds: int, run: Run) -> list[RoundRow]:
         number += 1
         if ran or (number > rounds and not plan.finished(number)):
             say("\n".join(lines))
-    say(
-        f"rounds: {recipe.output_dir}/rounds.md, .csv, .json, .png; the last policy: {plan.folder(number - 1) / 'model'}"
-    )
+    last = plan.policy(number - 1)["model_name_or_path"]
+    say(f"the table is in {recipe.output_dir}/rounds.md, .csv, .json and .png; the last policy is {last}")
     return table
 
 

@@ -331,4 +331,11 @@ def _read_evaluate(
     if named is None and binarize.annotator in scored.annotators:
         named = binarize.annotator
     _check_annotator(read, "evaluate", named, scored)
-    return Evaluation(generate, scored, named if named is not None else next(iter(scored.annotators)))
+    counting = str(named) if named is not None else next(iter(scored.annotators))
+    kind = scored.annotators.get(counting, {}).get("kind")
+    if kind in ("pairrm", "judge"):
+        read.problems.append(
+            f"{read.source_of('evaluate')}: annotators.{counting}: kind: {kind} ranks the responses to one prompt "
+            "against each other, which compares no policies; give evaluate annotators with a reward_model or a function"
+        )
+    return Evaluation(generate, scored, counting)
