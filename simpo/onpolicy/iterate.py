@@ -27,7 +27,6 @@ from simpo.onpolicy.pipeline import (
     LaunchConfig,
     annotators_identity,
     check_record,
-    check_surroundings,
     child_runner,
     data_steps,
     held,
@@ -36,6 +35,7 @@ from simpo.onpolicy.pipeline import (
     say,
     score_steps,
 )
+from simpo.onpolicy.precheck import check_surroundings, check_training
 from simpo.onpolicy.prompts import read_prompts
 from simpo.onpolicy.recipe import Launch, Recipe, read_recipe
 from simpo.onpolicy.rounds import Measured, RoundRow, measure, pairs_in, row_of
@@ -157,6 +157,8 @@ def run_iterate(
     rows, prompts = _rows_of_rounds(recipe, rounds)
     plan = _Rounds(recipe, launches, rows)
     identity = _identity(recipe) | prompts
+    if run is None and not plan.training(rounds).done:
+        check_training(plan.training(1).settings)
     if dry_run:
         check_record(recipe.output_dir / RECORDS[1], identity)
         print("\n".join(describe_step(step) for step in _all_steps(plan, rounds)))
@@ -172,7 +174,10 @@ def _all_steps(plan: _Rounds, rounds: int) -> list[Step]:
 def _run_rounds(plan: _Rounds, rounds: int, run: Run) -> list[RoundRow]:
     recipe = plan.recipe
     assert recipe.evaluate is not None
-    run_steps(plan.evaluation(0), run, say)
+    if plan.finished(0):
+        say("round-0: finished")
+    else:
+        run_steps(plan.evaluation(0), run, say)
     first = _measure(plan, 0)
     table = [row_of(0, first, first)]
     number = 1

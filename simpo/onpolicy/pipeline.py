@@ -10,12 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from transformers.utils import cached_file
-
-from simpo.errors import ConfigError, SimPOError
-from simpo.onpolicy.annotators.build import import_function
-from simpo.onpolicy.annotators.judge import Judge, connect
-from simpo.onpolicy.annotators.kinds import FunctionSettings, JudgeSettings, identity, read_annotators
+from simpo.errors import ConfigError
+from simpo.onpolicy.annotators.kinds import identity, read_annotators
+from simpo.onpolicy.precheck import check_surroundings
 from simpo.onpolicy.recipe import Launch, Recipe, read_recipe
 from simpo.onpolicy.settings import GenerateSettings
 from simpo.onpolicy.steps import Run, Step, Verb, describe_step, given_settings, run_steps
@@ -119,42 +116,6 @@ def resolve_launches(recipe: Recipe, launch: Launch | None, launch_config: Launc
         raise ConfigError("inside `accelerate launch`: start it directly, each step is launched by itself")
     named = dict.fromkeys(("generate", "annotate", "train"), launch) | recipe.launch
     return {step: replace(one, accelerate=str(launch_config(one.accelerate))) for step, one in named.items() if one}
-
-
-def check_surroundings(policies: Sequence[GenerateSettings], *annotators: Mapping[str, Any]) -> None:
-    """Find what would stop a later step now: missing functions, models, keys and templates.
-
-    Raises:
-        ConfigError, ModelError: what is missing.
-    """
-    for settings in policies:
-        if settings.api_key_env is not None and not os.environ.get(settings.api_key_env):
-            raise ConfigError(f"generate: api_key_env: the environment variable {settings.api_key_env} is not set")
-    for group in annotators:
-        for name, kind in read_annotators(group).items():
-            try:
-                _check_annotator(kind)
-            except SimPOError as error:
-                raise ConfigError(f"annotators.{name}: {error}") from error
-
-
-def _check_annotator(kind: Any) -> None:
-    if isinstance(kind, FunctionSettings):
-        import_function(kind.function)
-    elif isinstance(kind, JudgeSettings):
-        engine = connect(kind)
-        try:
-            Judge(kind, engine)
-        finally:
-            engine.close()
-    elif Path(kind.model).expanduser().is_dir() or not kind.model.startswith(("/", ".", "~")):
-        try:
-            cached_file(kind.model, "config.json", revision=kind.revision or "main")
-        except (OSError, ValueError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise ConfigError(f"model: {kind.model!r} cannot be found: {reason}") from error
-    else:
-        raise ConfigError(f"model: {kind.model!r}: there is no such directory")
 
 
 def identity_of(recipe: Recipe) -> dict[str, Any]:

@@ -181,6 +181,13 @@ def test_what_cannot_go_round_is_refused_first(path: Path, tmp_path: Path) -> No
     assert "engine: server: the server would answer with its own model in every round" in refuse(server)
 
 
+def test_what_transformers_refuses_is_found_first(path: Path, tmp_path: Path) -> None:
+    words = ["--train.load_best_model_at_end=true", "--train.eval_strategy=no"]
+    with pytest.raises(ConfigError, match=r"^train: transformers refuses these settings: --load_best_model_at_end"):
+        run_iterate([str(path)], words, 1, launch_config=launch_config)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_dry_run_lists_all_rounds(path: Path, tmp_path: Path, capsys) -> None:
     iterate(path, 2, dry_run=True)
     said = capsys.readouterr().out
