@@ -157,10 +157,10 @@ def run_iterate(
     rows, prompts = _rows_of_rounds(recipe, rounds)
     plan = _Rounds(recipe, launches, rows)
     identity = _identity(recipe) | prompts
+    check_record(recipe.output_dir / RECORDS[1], identity)
     if run is None and not plan.training(rounds).done:
         check_training(plan.training(1).settings)
     if dry_run:
-        check_record(recipe.output_dir / RECORDS[1], identity)
         print("\n".join(describe_step(step) for step in _all_steps(plan, rounds)))
         return []
     with held(recipe.output_dir, RECORDS[1], identity):

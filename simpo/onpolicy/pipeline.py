@@ -16,7 +16,7 @@ from simpo.onpolicy.precheck import check_surroundings
 from simpo.onpolicy.recipe import Launch, Recipe, read_recipe
 from simpo.onpolicy.settings import GenerateSettings
 from simpo.onpolicy.steps import Run, Step, Verb, describe_step, given_settings, run_steps
-from simpo.processes import run_child, sole_owner
+from simpo.processes import run_child, sole_owner, stop_left_over
 from simpo.store import write_whole
 
 RESPONSES, SCORES, PAIRS, SETTINGS = "responses", "scores", "pairs", "settings"
@@ -170,6 +170,7 @@ def held(folder: Path, record: str, settings: Mapping[str, Any]) -> Iterator[Non
     folder.mkdir(parents=True, exist_ok=True)
     with sole_owner(folder / _LOCK, f"output_dir: another process works in {folder}; wait for it, or choose another"):
         check_record(folder / record, settings)
+        stop_left_over(folder / _NOTE)  # before any step is looked at: it may be writing still
         if not (folder / record).exists():
             write_whole(folder / record, dict(settings))
         yield

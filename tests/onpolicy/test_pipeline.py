@@ -1,6 +1,7 @@
 """`simpo onpolicy`: steps in their order, what is not run again, what is refused; and once with real processes."""
 
 import os
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from simpo.onpolicy.pipeline import run_onpolicy
 from simpo.onpolicy.recipe import Launch, read_recipe
 from simpo.onpolicy.settings import GenerateSettings
 from simpo.onpolicy.steps import StepFailed
+from simpo.processes import write_note
 from simpo.settings import read_settings
 from simpo.settings.flat import read_flat
 from tests.launching import environment
@@ -105,6 +107,15 @@ def test_a_folder_of_something_else_and_a_second_driver_are_refused(path: Path, 
             onpolicy(path)
 
     assert len(onpolicy(path, run=Played(second)).ran) == 3
+
+
+def test_what_a_killed_driver_left_is_stopped_before_anything_is_looked_at(path: Path, tmp_path: Path) -> None:
+    left = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(99)"], start_new_session=True)
+    (tmp_path / "out").mkdir()
+    write_note(tmp_path / "out" / "process.json", left.pid)
+    gone: list[bool] = []
+    onpolicy(path, run=Played(lambda *_: gone.append(left.poll() is not None)))
+    assert gone == [True, True, True]
 
 
 def test_what_would_fail_later_is_found_first(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
