@@ -46,6 +46,7 @@ class Sample:
         tokens: how many tokens were sampled, with the end token; -1 where a server does not say.
         token_ids: these tokens; None where a server does not say.
         logprobs: their log-probs under the policy (temperature 1, all tokens) in nats; None where not computed.
+        prompt_tokens: how many tokens the prompt had for a server; None where it does not say.
     """
 
     text: str
@@ -53,13 +54,20 @@ class Sample:
     tokens: int
     token_ids: list[int] | None = None
     logprobs: list[float] | None = None
+    prompt_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A request that came to nothing after all retries; the others go on."""
+    """A request that came to nothing; the others go on.
+
+    Args:
+        error: why, on one line.
+        refused: whether the server would not answer this request; else it failed in all its attempts.
+    """
 
     error: str
+    refused: bool = False
 
 
 class Result(NamedTuple):

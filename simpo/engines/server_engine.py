@@ -4,7 +4,7 @@ What can go wrong, and what follows:
     429, 503                            the server is busy: wait, as long as it asks, and try again
     no connection                       another server, or wait for this one; the run ends when none answers for long
     other 5xx, time-outs, broken JSON   try again, a bounded number of times; then the request has failed
-    400, 413, 422                       this request is refused: it has failed, the others go on
+    400, 413, 422, content filters      this request is refused: it has failed, the others go on
     401, 403, 404                       no request can succeed: the run ends
 """
 
@@ -213,7 +213,7 @@ class ServerEngine:
             raise EngineError(f"{text}; check the URL with its /v1, server_model, and the key (api_key_env)")
         if status in _REFUSED:
             self._answered = time.monotonic()
-            return Failure(text)
+            return Failure(text, refused=True)
         raise _Fault(text, busy=status in _BUSY, wait=_retry_after(response) if status in _BUSY else 0.0)
 
     def body(self, request: Request) -> dict[str, Any]:
@@ -243,16 +243,27 @@ class ServerEngine:
                 fields["chat_template_kwargs"] = keywords
         return {**fields, **self.options.extra}
 
-    def _read(self, url: str, response: httpx2.Response) -> Sample:
+    def _read(self, url: str, response: httpx2.Response) -> Sample | Failure:
         try:
             answer = response.json()
             choice = answer["choices"][0]
-            text = choice["message"].get("content") if self.options.api == "chat" else choice["text"]
+            said = choice["message"] if self.options.api == "chat" else {"content": choice["text"]}
+            text, refusal, usage = said.get("content"), said.get("refusal"), answer.get("usage") or {}
+            if choice["finish_reason"] == "content_filter" or (refusal and not text):
+                why = self._clean(str(refusal or "content filter"))
+                return Failure(f"{url}: the model refuses to answer: {why}", refused=True)
             ids = choice.get("token_ids")
-            tokens = len(ids) if ids is not None else int((answer.get("usage") or {}).get("completion_tokens", -1))
+            tokens = len(ids) if ids is not None else int(usage.get("completion_tokens", -1))
+            asked = usage.get("prompt_tokens")
             if not isinstance(text, str | None):
                 raise TypeError(text)
-            return Sample(text or "", _ENDS[choice["finish_reason"]], tokens, ids)
+            return Sample(
+                text or "",
+                _ENDS[choice["finish_reason"]],
+                tokens,
+                ids,
+                prompt_tokens=None if asked is None else int(asked),
+            )
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             shown = self._clean(response.text)
             raise _Fault(f"{url}: not an answer of this protocol ({type(error).__name__}: {error}): {shown}") from error

@@ -20,6 +20,7 @@ from typing import Any
 from simpo.errors import ConfigError, DataError
 from simpo.evals.asking import Asking, plain
 from simpo.evals.decoding import ALPACA_EVAL, ARENA_HARD, MT_BENCH, Decoding, decoding_of, find_setting
+from simpo.evals.layouts import file_name, write_lines, write_text
 from simpo.evals.questions import Question, read_questions
 from simpo.evals.settings import EvalSettings
 from simpo.run.folder import MANIFEST
@@ -53,6 +54,11 @@ class Answered:
     missing: dict[int, str]
     lengths: float | None
     cut: int
+
+    @property
+    def question_file(self) -> Path:
+        """The questions that are answered, in the official layout; AlpacaEval has none."""
+        return self.file.parents[1] / "question.jsonl"
 
 
 def write_answers(settings: EvalSettings) -> Answered:
@@ -154,7 +160,13 @@ def _answers_file(settings: EvalSettings) -> Path:
     folder = Path(str(settings.output_dir))
     if settings.benchmark == ALPACA_EVAL:
         return folder / "model_outputs.json"
-    return folder / "data" / BENCHMARK_FOLDERS[settings.benchmark] / "model_answer" / f"{settings.name}.jsonl"
+    return (
+        folder
+        / "data"
+        / BENCHMARK_FOLDERS[settings.benchmark]
+        / "model_answer"
+        / f"{file_name(str(settings.name))}.jsonl"
+    )
 
 
 def _write_files(settings: EvalSettings, found: Answered, answers: Sequence[dict[str, Record]]) -> None:
@@ -162,12 +174,10 @@ def _write_files(settings: EvalSettings, found: Answered, answers: Sequence[dict
     whole = [question for question in found.questions if question.row not in found.missing]
     if settings.benchmark == ALPACA_EVAL:
         rows = [_alpaca_row(question, answers[0][question.key]["text"], str(settings.name)) for question in whole]
-        _write_text(found.file, json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
+        write_text(found.file, json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
         return
-    lines = [_model_answer(question, answers, settings) for question in whole]
-    _write_text(found.file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-    asked = "".join(json.dumps(question.fields, ensure_ascii=False) + "\n" for question in found.questions)
-    _write_text(found.file.parents[1] / "question.jsonl", asked)
+    write_lines(found.file, [_model_answer(question, answers, settings) for question in whole])
+    write_lines(found.question_file, [question.fields for question in whole])
 
 
 def _alpaca_row(question: Question, text: str, name: str) -> dict[str, Any]:
@@ -193,20 +203,13 @@ def _model_answer(question: Question, answers: Sequence[dict[str, Record]], sett
     }
 
 
-def _write_text(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
-
-
 def _report(settings: EvalSettings, found: Answered, setting: str | None) -> None:
     answered = len(found.questions) - len(found.missing)
     length = f", {found.lengths:.0f} tokens on average" if found.lengths is not None else ""
     print(f"{answered} of {len(found.questions)} questions answered{length}: {found.file}")
     if found.cut:
         print(f"  {found.cut} answers were cut at max_new_tokens or at the end of the context")
-    if setting is None and settings.setting is None:
+    if setting is None and settings.benchmark == ALPACA_EVAL:
         print("  decoded as Llama 3: the model stems from none of the published settings (--setting names one)")
     for row, cause in list(found.missing.items())[:_EXAMPLES]:
         print(f"  row {row}: {cause}")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from simpo.errors import ConfigError, DataError
+from simpo.errors import DataError
 from simpo.evals.decoding import ALPACA_EVAL, ARENA_HARD, MT_BENCH
+from simpo.evals.layouts import Row, read_lines, read_list, turns_of
 
 
 class HubFile(NamedTuple):
@@ -84,12 +84,12 @@ def read_questions(benchmark: str, file: str | None, most: int | None = None) ->
         most: at most so many, from the first on; None: all.
 
     Raises:
-        ConfigError: there is no such file.
-        DataError: a row is not of the benchmark's form.
+        DataError: there is no such file, or a row is not of the benchmark's form.
     """
     path = Path(file).expanduser() if file is not None else official_file(QUESTIONS[benchmark], "questions")
-    read = _alpaca_question if benchmark == ALPACA_EVAL else _turns_question
-    questions = [read(row, value, path) for row, value in enumerate(read_rows(path))]
+    alpaca = benchmark == ALPACA_EVAL
+    rows = read_list(path) if alpaca else read_lines(path)
+    questions = [(_alpaca_question if alpaca else _turns_question)(row, value, path) for row, value in enumerate(rows)]
     if not questions:
         raise DataError(f"{path}: holds no questions")
     seen: dict[str, int] = {}
@@ -100,48 +100,18 @@ def read_questions(benchmark: str, file: str | None, most: int | None = None) ->
     return questions[:most]
 
 
-def read_rows(path: Path) -> list[Any]:
-    """The rows of a .json list or of a .jsonl file.
-
-    Raises:
-        ConfigError: there is no such file.
-        DataError: it is neither.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}; name a .json or .jsonl file") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is no UTF-8 text: {error}") from error
-    try:
-        if text.lstrip().startswith("["):
-            rows: list[Any] = json.loads(text)
-            return rows
-    except ValueError as error:
-        raise DataError(f"{path}: is no JSON: {error}") from error
-    found = []
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                found.append(json.loads(line))
-            except ValueError as error:
-                raise DataError(f"{path}: line {number}: is no JSON: {error}") from error
-    return found
-
-
-def _alpaca_question(row: int, value: Any, path: Path) -> Question:
-    instruction = value.get("instruction") if isinstance(value, dict) else None
+def _alpaca_question(row: int, value: Row, path: Path) -> Question:
+    instruction = value.get("instruction")
     if not isinstance(instruction, str) or not instruction.strip():
         raise DataError(f"{path}: row {row}: has no text `instruction`, as alpaca_eval.json has")
     # the instruction is what the official package joins answers by
     return Question(instruction, row, (instruction,), fields=value)
 
 
-def _turns_question(row: int, value: Any, path: Path) -> Question:
-    value = value if isinstance(value, dict) else {}
-    turns: list[Any] = [turn.get("content") if isinstance(turn, dict) else turn for turn in value.get("turns") or []]
-    if not turns or not all(isinstance(turn, str) and turn.strip() for turn in turns):
-        raise DataError(f"{path}: row {row}: has no list of texts `turns`, as the official question.jsonl has")
+def _turns_question(row: int, value: Row, path: Path) -> Question:
     if value.get("question_id") is None:
         raise DataError(f"{path}: row {row}: has no `question_id`")
-    return Question(str(value["question_id"]), row, tuple(turns), value.get("category"), value)
+    turns = tuple(turns_of(value, path))
+    if not all(turn.strip() for turn in turns):
+        raise DataError(f"{path}: row {row}: question {value['question_id']} has an empty turn")
+    return Question(str(value["question_id"]), row, turns, value.get("category"), value)

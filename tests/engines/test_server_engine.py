@@ -213,3 +213,21 @@ def test_an_interrupt_does_not_wait_for_answers() -> None:
             break
         engine.close()
         assert time.monotonic() - begun < 2
+
+
+def test_usage_is_read_and_refusals_are_not_asked_again() -> None:
+    def script(handler: Handler, body: dict[str, Any]) -> None:
+        said: dict[str, Any] = {"message": {"content": "fine"}, "finish_reason": "stop"}
+        if body["seed"] == 1:
+            said = {"message": {"content": None, "refusal": "I cannot help"}, "finish_reason": "stop"}
+        elif body["seed"] == 2:
+            said = {"message": {"content": "half"}, "finish_reason": "content_filter"}
+        usage = {"prompt_tokens": 11, "completion_tokens": 3}
+        handler.send(200, json.dumps({"choices": [said], "usage": usage}))
+
+    with Server(script) as server:
+        found = run([server.url], requests_of(3, messages=[{"role": "user", "content": "Hi"}]), api="chat")
+    assert found[0] == Sample("fine", "stop", 3, prompt_tokens=11)
+    assert isinstance(found[1], Failure) and found[1].refused and "refuses to answer: I cannot help" in found[1].error
+    assert isinstance(found[2], Failure) and found[2].refused and "content filter" in found[2].error
+    assert len(server.seen) == 3

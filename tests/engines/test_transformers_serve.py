@@ -1,15 +1,9 @@
 """A real server of the protocol, `transformers serve` with the tiny model: the same responses as in process."""
 
-import contextlib
 import os
 import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,39 +12,12 @@ import pytest
 from simpo.onpolicy.generate import run_generate
 from simpo.onpolicy.settings import GenerateSettings
 from simpo.store import read_records
-from tests.launching import environment
+from tests.served import NEEDED, free_port, serving
 
 pytestmark = pytest.mark.slow
 
-for name in ("fastapi", "uvicorn", "openai"):  # the extra `serving` of transformers
+for name in NEEDED:
     pytest.importorskip(name, reason="transformers serve needs pip install 'transformers[serving]'")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@contextlib.contextmanager
-def serving(model: str, port: int, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """`transformers serve MODEL` on loopback, ready to answer; stopped on leaving."""
-    code = "from transformers.cli.transformers import main; main()"
-    command = [sys.executable, "-c", code, "serve", model, "--port", str(port), "--host", "127.0.0.1"]
-    with open(log, "ab") as file:
-        process = subprocess.Popen(
-            [*command, "--device", "cpu", "--dtype", "float32"], env=environment(), stdout=file, stderr=file
-        )
-    try:
-        for _ in range(1200):
-            assert process.poll() is None, log.read_text()[-3000:]
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
-                break
-            time.sleep(0.1)
-        yield process
-    finally:
-        process.kill()
-        process.wait()
 
 
 def settings_of(tiny_dir: str, folder: Path, name: str, rows: int, **options: Any) -> GenerateSettings:

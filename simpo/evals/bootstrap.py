@@ -1,0 +1,25 @@
+"""95% intervals of means over questions, by drawing questions with replacement."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+
+def interval_of_mean(
+    sums: ArrayLike, counts: ArrayLike, *, rounds: int = 1000, seed: int = 0
+) -> tuple[float, float, float]:
+    """The mean of all judgments, and the 2.5% and 97.5% percentiles of it over draws of questions.
+
+    Args:
+        sums: [Q] sum of a question's scores.
+        counts: [Q] how many scores that are; a question may have none.
+        rounds: of the bootstrap.
+        seed: of the draws.
+    """
+    total, weight = np.asarray(sums, float), np.asarray(counts, float)
+    draws = np.random.default_rng(seed).multinomial(len(total), np.full(len(total), 1 / len(total)), size=rounds)
+    kept = draws @ weight > 0
+    means = (draws @ total)[kept] / (draws @ weight)[kept]
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(total.sum() / weight.sum()), float(low), float(high)
