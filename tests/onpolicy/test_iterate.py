@@ -12,9 +12,11 @@ import pytest
 import yaml
 from datasets import load_from_disk
 
+from simpo import cli
 from simpo.cli.launch import launch_config
 from simpo.errors import ConfigError
 from simpo.onpolicy.iterate import run_iterate
+from simpo.onpolicy.recipe import Launch
 from simpo.onpolicy.rounds import RoundRow
 from simpo.onpolicy.steps import StepFailed
 from simpo.store import read_records
@@ -194,6 +196,20 @@ def test_a_dry_run_lists_all_rounds(path: Path, tmp_path: Path, capsys) -> None:
     heads = [line for line in said.splitlines() if not line.startswith(" ")]
     assert len(heads) == 14 and heads[2:4] == ["round-1: generate (to be run)", "round-1: annotate (to be run)"]
     assert f"model_name_or_path: {tmp_path}/out/round-1/model" in said and not (tmp_path / "out").exists()
+
+
+def test_the_command_line(path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr("simpo.onpolicy.iterate.run_iterate", lambda *given, **named: seen.append((given, named)))
+    words = [str(path), "--rounds", "3", "--accelerate", "cpu", "--num_processes=2", "--generate.top_p", "0.9"]
+    assert cli.main(["iterate", *words, "--dry-run"]) == 0
+    ((given, named),) = seen
+    assert given == ([str(path)], ["--generate.top_p=0.9"], 3)
+    assert (named["launch"], named["dry_run"]) == (Launch("cpu", 2), True)
+    with pytest.raises(SystemExit):
+        cli.main(["iterate", str(path)])
+    assert "the following arguments are required: --rounds" in capsys.readouterr().err
+    assert cli.main(["iterate", str(path), "--rounds=1", "--num_processes=2"]) == 2
 
 
 @pytest.mark.slow
