@@ -91,7 +91,7 @@ class Recipe:
         generate, annotate, binarize: settings of the steps; their folders are named anew for each round.
         train: settings of a run, by present names; model, data and folder are those of a round. None without a section.
         evaluate: None without a section.
-        launch: step -> how it is started; the others are started plainly.
+        launch: step -> how it is started, None: plainly; for the others the command line says it.
         prompts_per_round: different prompts for every round, so many; None: all in every round.
         keep_models: whose weights stay.
     """
@@ -102,7 +102,7 @@ class Recipe:
     binarize: BinarizeSettings
     train: dict[str, Any] | None = None
     evaluate: Evaluation | None = None
-    launch: dict[str, Launch] = field(default_factory=dict)
+    launch: dict[str, Launch | None] = field(default_factory=dict)
     prompts_per_round: int | None = None
     keep_models: Literal["all", "last"] = "all"
 
@@ -234,7 +234,7 @@ def read_recipe(files: Sequence[str | Path], overrides: Sequence[str] = (), *, r
     read.add_overrides(overrides)
     if rounds:
         for name in ("train", "evaluate"):
-            if name not in read.top:
+            if name not in read.top or read.top[name].value is None:
                 read.problems.append(f"{read.source}: section {name} is missing; docs/on-policy.md shows one")
     try:
         top = fit_entries(_Top, read.top, read.source)
@@ -259,15 +259,18 @@ def read_recipe(files: Sequence[str | Path], overrides: Sequence[str] = (), *, r
     )  # fmt: skip
 
 
-def _read_launch(read: _Read) -> dict[str, Launch]:
-    found: dict[str, Launch] = {}
+def _read_launch(read: _Read) -> dict[str, Launch | None]:
+    found: dict[str, Launch | None] = {}
     for key, entry in read.merged("launch").items():
         if key not in LAUNCHED:
             read.problems.append(f"{entry.where}: unknown step {key!r}; write one of {', '.join(LAUNCHED)}")
             continue
         value = {"accelerate": entry.value} if isinstance(entry.value, str) else entry.value
+        if value is None:
+            found[key] = None
+            continue
         if not isinstance(value, Mapping):
-            read.problems.append(f"{entry.where}: {key}: write a name, or {{accelerate: NAME, num_processes: N}}")
+            read.problems.append(f"{entry.where}: {key}: write a name, {{accelerate: NAME, num_processes: N}}, or null")
             continue
         try:
             found[key] = fit_mapping(Launch, value, key)

@@ -160,6 +160,11 @@ def test_launchers_of_the_steps(path: Path) -> None:
     assert binarize[5:] == []
 
 
+def test_a_step_may_be_started_plainly(path: Path) -> None:
+    generate, annotate, _ = onpolicy(path, ["--launch.generate=null"], launch=Launch("multi_gpu")).commands
+    assert generate[5:] == [] and annotate[5:] == [f"--accelerate={launch_config('multi_gpu')}"]
+
+
 def test_a_dry_run_says_everything_and_writes_nothing(path: Path, tmp_path: Path, capsys) -> None:
     played = onpolicy(path, dry_run=True)
     assert played.ran == [] and not (tmp_path / "out").exists()

@@ -136,11 +136,11 @@ def test_everything_wrong_is_said_at_once(pipeline) -> None:
 def test_rounds_need_all_sections(pipeline, missing: str) -> None:
     path = pipeline()
     recipe = yaml.safe_load(path.read_text())
-    del recipe[missing]
-    path.write_text(yaml.safe_dump(recipe))
-    assert read_recipe([path])
-    with pytest.raises(ConfigError, match=f"section {missing} is missing"):
-        read_recipe([path], rounds=True)
+    for without in ({key: value for key, value in recipe.items() if key != missing}, {**recipe, missing: None}):
+        path.write_text(yaml.safe_dump(without))
+        assert read_recipe([path])
+        with pytest.raises(ConfigError, match=f"section {missing} is missing"):
+            read_recipe([path], rounds=True)
 
 
 def test_evaluation_on_the_prompts_of_training_is_refused(pipeline) -> None:
