@@ -275,7 +275,7 @@ def _read_launch(read: _Read) -> dict[str, Launch | None]:
         try:
             found[key] = fit_mapping(Launch, value, key)
         except ConfigError as error:
-            read.problems.append(f"{entry.where}: {error}")
+            read.problems += [f"{entry.where}: {line}" for line in _problems_of(error)]
     return found
 
 
