@@ -24,6 +24,7 @@ from simpo.errors import ConfigError, ModelError
 from simpo.onpolicy.annotate import AnnotateSettings
 from simpo.onpolicy.annotators.kinds import read_annotators
 from simpo.onpolicy.binarize import BinarizeSettings
+from simpo.onpolicy.recipe import read_recipe
 from simpo.onpolicy.settings import GenerateSettings
 from simpo.run.sft.settings import check_sft_settings, sft_field_types
 from simpo.settings import check_settings, read_settings
@@ -44,6 +45,8 @@ WITHOUT_SETTINGS = ("compare", "chat")
 # Files that the text invents for the reader's own.
 INVENTED = {
     "my-machine.yaml": "per_device_train_batch_size: 4\n",
+    "generate.yaml": "model_name_or_path: my-model\ndataset_name: p.jsonl\noutput_dir: outputs/responses\n",
+    "annotate.yaml": "generations: g\noutput_dir: s\nannotators: {a: {kind: function, function: 'm:f'}}\n",
     "outputs/try-2/settings.yaml": "model_name_or_path: my-model\ndataset_mixer: {data/pairs.jsonl: 1.0}\n",
 }
 
@@ -159,8 +162,11 @@ def check_accelerate(words: list[str], tmp_path: Path) -> None:
 def check_simpo(words: list[str], tmp_path: Path) -> None:
     own, overrides = split_overrides(words[1:], cli.VERBS[words[0]].FLAGS)
     args = cli._parser().parse_args([words[0], *own])
+    if words[0] in ("onpolicy", "iterate"):
+        read_recipe(args.configs, overrides, rounds=words[0] == "iterate")
+        return
     if words[0] in ON_POLICY:
-        read_flat(ON_POLICY[words[0]], args.configs, overrides)
+        read_flat(ON_POLICY[words[0]], config_files(args.configs, tmp_path), overrides)
         return
     if words[0] in WITHOUT_SETTINGS:
         assert not overrides
@@ -172,14 +178,17 @@ def check_simpo(words: list[str], tmp_path: Path) -> None:
         overrides += source_overrides(args)
     elif args.accelerate is not None:
         assert launch_config(args.accelerate).is_file()
-    files = []
-    for config in args.configs:
-        if config in INVENTED:
-            (tmp_path / config).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / config).write_text(INVENTED[config])
-        files.append(tmp_path / config if config in INVENTED else Path(config))
+    files = config_files(args.configs, tmp_path)
     check = check_sft_settings if words[0] == "sft" else check_settings
     check(files, [*overrides, "--use_cpu=true"])
+
+
+def config_files(configs: list[str], tmp_path: Path) -> list[Path]:
+    """The files of a command; those that the text invents are written."""
+    for config in set(configs) & set(INVENTED):
+        (tmp_path / config).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / config).write_text(INVENTED[config])
+    return [tmp_path / config if config in INVENTED else Path(config) for config in configs]
 
 
 def check_pytest(words: list[str], _: Path) -> None:
@@ -235,15 +244,20 @@ def test_python_of_the_readme_runs(golden: dict[str, Any], tiny_dir: str, tmp_pa
 
 
 @pytest.mark.parametrize("block", blocks("yaml"), ids=lambda block: block.name)
-def test_yaml_names_settings(block: Block, tmp_path: Path) -> None:
+def test_yaml_names_settings(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = yaml.safe_load(block.text)
     if "space" in settings:  # what a sweep searches
         (tmp_path / "space.yaml").write_text(block.text)
         settings = read_space(tmp_path / "space.yaml").space
+    if "generate" in settings:  # sections of a pipeline
+        monkeypatch.chdir(ROOT)
+        (tmp_path / "recipe.yaml").write_text(block.text)
+        read_recipe([tmp_path / "recipe.yaml"], rounds="train" in settings)
+        return
     if "annotators" in settings:
         assert set(settings) <= set(types_of(AnnotateSettings)) and read_annotators(settings["annotators"])
         return
-    known = {"docs/sft.md": sft_field_types, "docs/onpolicy.md": lambda: types_of(GenerateSettings)}
+    known = {"docs/sft.md": sft_field_types, "docs/on-policy.md": lambda: types_of(GenerateSettings)}
     assert settings and set(settings) <= set(known.get(block.page, field_types)())
 
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from simpo.objectives import OBJECTIVES
-from simpo.onpolicy.settings import read_generate_settings
+from simpo.onpolicy.recipe import read_recipe
 from simpo.run.manifest import write_settings
 from simpo.settings import read_settings
 
@@ -236,14 +236,35 @@ def test_demo_fits_a_cpu() -> None:
     assert (args.total_train_batch_size, args.per_device_train_batch_size, args.max_length) == (32, 8, 128)
 
 
-@pytest.mark.parametrize(
-    ("name", "model", "max_new_tokens"),
-    [("llama-3-8b-instruct", LLAMA3_INSTRUCT, 2048), ("gemma-2-9b-it", "google/gemma-2-9b-it", 4096)],
-)
-def test_published_sampling(name: str, model: str, max_new_tokens: int) -> None:
-    settings = read_generate_settings(CONFIGS / "onpolicy" / f"{name}.yaml")
-    assert (settings.model_name_or_path, settings.dataset_name, settings.dataset_split) == (
+# file of training_configs/onpolicy: model, longest response, annotator, training file
+ON_POLICY = {
+    "llama-3-8b-instruct": (LLAMA3_INSTRUCT, 2048, "RLHFlow/ArmoRM-Llama3-8B-v0.1", "llama-3-8b-instruct-simpo-v2"),
+    "llama-3-8b-instruct-pairrm": (LLAMA3_INSTRUCT, 2048, "llm-blender/PairRM-hf", "llama-3-8b-instruct-simpo"),
+    "gemma-2-9b-it": ("google/gemma-2-9b-it", 4096, "RLHFlow/ArmoRM-Llama3-8B-v0.1", "gemma-2-9b-it-simpo"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(ON_POLICY))
+def test_published_pairs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(CONFIGS.parent)
+    recipe = read_recipe([CONFIGS / "onpolicy" / f"{name}.yaml"], rounds=True)
+    model, max_new_tokens, reward, training = ON_POLICY[name]
+    generate, binarize = recipe.generate, recipe.binarize
+    assert (generate.model_name_or_path, generate.dataset_name, generate.dataset_split) == (
         model, ULTRAFEEDBACK, "train_prefs",
     )  # fmt: skip
-    assert (settings.seeds, settings.num_responses) == ([13, 21, 42, 79, 100], 5)
-    assert (settings.temperature, settings.top_p, settings.max_new_tokens) == (0.8, 0.95, max_new_tokens)
+    assert (generate.seeds, generate.num_responses) == ([13, 21, 42, 79, 100], 5)
+    assert (generate.temperature, generate.top_p, generate.max_new_tokens) == (0.8, 0.95, max_new_tokens)
+    assert [entry["model"] for entry in recipe.annotate.annotators.values()] == [reward]
+    assert (binarize.pairs, binarize.test_size) == ("best_worst", 0.02)
+    published = read(training).training
+    assert recipe.train is not None and recipe.train["beta"] == published.beta
+    assert (recipe.train["learning_rate"], recipe.train["gamma_beta_ratio"]) == (
+        published.learning_rate, published.gamma_beta_ratio,
+    )  # fmt: skip
+    assert recipe.evaluate is not None and recipe.evaluate.annotator == "armorm"
+    assert (recipe.evaluate.generate.dataset_split, recipe.evaluate.generate.seeds) == ("test_prefs", [13])
+
+
+def test_every_file_of_pairs_is_listed() -> None:
+    assert {path.stem for path in (CONFIGS / "onpolicy").glob("*")} == set(ON_POLICY)

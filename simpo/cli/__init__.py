@@ -7,7 +7,21 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from simpo import __version__
-from simpo.cli import annotate, binarize, chat, compare, evaluate, generate, inspection, reference, sft, sweep, train
+from simpo.cli import (
+    annotate,
+    binarize,
+    chat,
+    compare,
+    evaluate,
+    generate,
+    inspection,
+    iterate,
+    onpolicy,
+    reference,
+    sft,
+    sweep,
+    train,
+)
 from simpo.cli.words import Flag, Verbs, split_overrides
 from simpo.errors import ConfigError, SimPOError
 
@@ -32,6 +46,8 @@ VERBS: dict[str, Verb] = {
     "generate": generate,
     "annotate": annotate,
     "binarize": binarize,
+    "onpolicy": onpolicy,
+    "iterate": iterate,
     "eval": evaluate,
     "compare": compare,
     "chat": chat,

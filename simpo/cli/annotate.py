@@ -8,7 +8,7 @@ from simpo.cli.words import Verbs, add_verb
 HELP = """\
 Score every response of `simpo generate` by reward models, PairRM, a judge or a Python function. The same command
 goes on with a call that was interrupted:
-  simpo annotate training_configs/onpolicy/annotate-armorm.yaml --accelerate multi_gpu
+  simpo annotate annotate.yaml --accelerate multi_gpu
 """
 
 FLAGS = LAUNCH_FLAGS
@@ -22,7 +22,7 @@ def add(verbs: Verbs) -> None:
         run,
         summary="score sampled responses",
         description=HELP,
-        epilog="Settings are described in docs/onpolicy.md.",
+        epilog="Settings are described in docs/on-policy.md.",
         usage="simpo annotate CONFIG [CONFIG ...] [options] [--key=value ...]",
     )
     parser.add_argument("configs", nargs="+", metavar="CONFIG", help="YAML file of settings")

@@ -20,7 +20,7 @@ def add(verbs: Verbs) -> None:
         run,
         summary="make preference pairs of scored responses",
         description=HELP,
-        epilog="Settings are described in docs/onpolicy.md.",
+        epilog="Settings are described in docs/on-policy.md.",
         usage="simpo binarize [CONFIG ...] [--overwrite] [--key=value ...]",
     )
     parser.add_argument("configs", nargs="*", metavar="CONFIG", help="YAML file of settings")

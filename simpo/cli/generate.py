@@ -7,7 +7,7 @@ from simpo.cli.words import Verbs, add_verb
 
 HELP = """\
 Sample several responses of the policy to each prompt; killed and started again, it goes on. For instance:
-  simpo generate training_configs/onpolicy/llama-3-8b-instruct.yaml --output_dir=outputs/responses
+  simpo generate generate.yaml --output_dir=outputs/responses
 """
 
 FLAGS = LAUNCH_FLAGS
@@ -21,7 +21,7 @@ def add(verbs: Verbs) -> None:
         run,
         summary="sample responses of the policy to prompts",
         description=HELP,
-        epilog="Settings and engines are described in docs/onpolicy.md.",
+        epilog="Settings and engines are described in docs/on-policy.md.",
         usage="simpo generate CONFIG [CONFIG ...] [options] [--key=value ...]",
     )
     parser.add_argument("configs", nargs="+", metavar="CONFIG", help="YAML file of settings")

@@ -102,6 +102,15 @@ def remove_earlier_run(output_dir: str | Path) -> None:
             path.unlink()
 
 
+def discard_weights(output_dir: str | Path) -> None:
+    """Remove weights and checkpoints of a run; its logs, metrics and settings stay, and say that it is finished."""
+    for path in Path(output_dir).glob("checkpoint-*"):
+        shutil.rmtree(path, ignore_errors=True)
+    for pattern in ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin*"):
+        for path in Path(output_dir).glob(pattern):
+            path.unlink(missing_ok=True)
+
+
 def check_identity(checkpoint: Path, identity: dict[str, Any]) -> None:
     """Refuse to go on from the checkpoint of another run.
 

@@ -61,11 +61,34 @@ _Loader.add_implicit_resolver(
 )
 
 
+@dataclass(frozen=True)
+class Section:
+    """A top-level key of a file with sections.
+
+    Attributes:
+        entry: the key with its whole value.
+        layers: the settings in it, each with its own line: one list for a mapping, and one for each mapping of a list;
+            a text, alone or in a list, stands as it is.
+    """
+
+    entry: Entry
+    layers: list[Entry | list[Entry]]
+
+
 def read_yaml(path: Path) -> list[Entry]:
     """The settings of one flat YAML file, in its order.
 
     Raises:
         ConfigError: the file is missing, is no YAML mapping, or holds a setting twice.
+    """
+    return [section.entry for section in read_sections(path)]
+
+
+def read_sections(path: Path) -> list[Section]:
+    """The keys of a YAML file, in its order; where a value is a mapping, or a list of them, its keys too.
+
+    Raises:
+        ConfigError: as `read_yaml`.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -80,12 +103,28 @@ def read_yaml(path: Path) -> list[Entry]:
             raise ConfigError(f"settings file {path} is empty; write `name: value` lines")
         if not isinstance(root, yaml.MappingNode):
             raise ConfigError(f"{path}:{root.start_mark.line + 1}: settings must be `name: value` lines")
-        return _entries(loader, root, path)
+        entries = _entries(loader, root, path)
+        return [
+            Section(entry, _layers(loader, node, entry, path))
+            for entry, (_, node) in zip(entries, root.value, strict=True)
+        ]
     except yaml.YAMLError as error:
         hint = "text with braces or colons, such as a template, needs quotes"
         raise ConfigError(f"{path}{_line_of(error)}: not valid YAML: {_reason(error)}; {hint}") from error
     finally:
         loader.dispose()
+
+
+def _layers(loader: _Loader, node: yaml.Node, entry: Entry, path: Path) -> list[Entry | list[Entry]]:
+    layers: list[Entry | list[Entry]] = []
+    for item in node.value if isinstance(node, yaml.SequenceNode) else [node]:
+        if isinstance(item, yaml.MappingNode):
+            if all(isinstance(key, yaml.ScalarNode) for key, _ in item.value):
+                layers.append(_entries(loader, item, path))
+        elif isinstance(item, yaml.ScalarNode) and item.tag == "tag:yaml.org,2002:str":
+            where = f"{path}:{item.start_mark.line + 1}"
+            layers.append(Entry(entry.key, item.value, item.value, where, entry.written, item.value))
+    return layers
 
 
 def _entries(loader: _Loader, root: yaml.MappingNode, path: Path) -> list[Entry]:

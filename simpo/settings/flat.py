@@ -38,15 +38,30 @@ def read_flat(owner: type[T], files: Paths, overrides: Sequence[str] = ()) -> T:
     merged: dict[str, Entry] = {}
     for layer in [*(read_yaml(path) for path in paths), read_overrides(overrides)]:
         merged.update((entry.key, entry) for entry in layer)
+    return fit_entries(owner, merged, ", ".join(map(str, paths)) or COMMAND_LINE)
+
+
+def fit_entries(owner: type[T], merged: Mapping[str, Entry], source: str, given: Mapping[str, Any] | None = None) -> T:
+    """A dataclass from entries that were read; its own checks run last.
+
+    Args:
+        owner: as for `read_flat`.
+        merged: setting -> what was written last.
+        source: where they come from, for what is missing.
+        given: values that nobody writes; the entries have none of them.
+
+    Raises:
+        ConfigError: as `read_flat`.
+    """
+    given = given or {}
     problems, values = _typed(owner, merged)
-    source = ", ".join(map(str, paths)) or COMMAND_LINE
     needed = [item.name for item in fields(owner) if default_of(item) is MISSING]  # type: ignore[arg-type]
-    problems += [f"{source}: {key} is missing" for key in needed if key not in merged]
+    problems += [f"{source}: {key} is missing" for key in needed if key not in merged and key not in given]
     if problems:
         head = f"{len(problems)} settings are wrong\n  " if len(problems) > 1 else ""
         raise ConfigError(head + "\n  ".join(problems))
     try:
-        return owner(**values)
+        return owner(**values, **given)
     except ConfigError as error:
         key = str(error).partition(":")[0]
         raise ConfigError(f"{merged[key].where if key in merged else source}: {error}") from error

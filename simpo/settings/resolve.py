@@ -120,25 +120,39 @@ def check_settings(files: Paths, overrides: Sequence[str] = ()) -> dict[str, Any
     return _check(files, overrides).values
 
 
+def check_layers(layers: Sequence[tuple[str, Sequence[Entry]]], source: str) -> dict[str, Any]:
+    """`check_settings` for entries that were read already, from the sections of a larger file, say.
+
+    Args:
+        layers: name and entries of each source; a later one wins.
+        source: where they come from, for what is missing.
+    """
+    return _check_all(layers, [], source).values
+
+
 def _check(files: Paths, overrides: Sequence[str]) -> _Checked:
     paths = [Path(files)] if isinstance(files, str | Path) else [Path(file) for file in files]
     if not paths and not overrides:
         raise ConfigError("no settings file is given; write e.g. simpo train training_configs/your-own-data.yaml")
+    layers = [(path.stem, read_yaml(path)) for path in paths]
+    return _check_all([*layers, ("", read_overrides(overrides))], paths, ", ".join(map(str, paths)) or COMMAND_LINE)
+
+
+def _check_all(layers: Sequence[tuple[str, Sequence[Entry]]], paths: list[Path], source: str) -> _Checked:
     report = _Report()
     conversions: list[str] = []
     merged: dict[str, Entry] = {}
-    for number, path in enumerate(paths):
-        layer = _convert_layer(read_yaml(path), conversions, report)
-        if number:
-            _name_run(merged, layer, path.stem)
+    for number, (name, entries) in enumerate(layers):
+        layer = _convert_layer(entries, conversions, report)
+        if number and name:
+            _name_run(merged, layer, name)
         _merge(merged, layer, conversions)
-    _merge(merged, _convert_layer(read_overrides(overrides), conversions, report), conversions)
     report.stop_if_any()
     values = _typed(merged, report)
     report.stop_if_any()
     _resolve_gamma(values, merged, conversions, report)
     report.stop_if_any()
-    _check_together(values, merged, ", ".join(map(str, paths)) or COMMAND_LINE, report)
+    _check_together(values, merged, source, report)
     report.stop_if_any()
     if values.get("attn_implementation") is not None:
         conversions.append(

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from simpo.errors import ConfigError, SimPOError
+from simpo.processes import sole_owner
 from simpo.sweep import report
 from simpo.sweep.axes import show_value
 from simpo.sweep.proposals import Proposal, most_trials, next_in_grid, next_in_stages
@@ -270,24 +270,10 @@ def _held(output: Path) -> Iterator[None]:
     Raises:
         ConfigError: the folder holds something else, or a sweep is running in it.
     """
-    from filelock import FileLock, Timeout
-
     names = {path.name for path in output.iterdir()} if output.exists() else set()
     if names and STUDY_FILE not in names and names != {"sweep.lock"}:
         raise ConfigError(f"output_dir: {output} is not empty and holds no sweep; choose another --output_dir")
     output.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(output / "sweep.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ConfigError(f"output_dir: a sweep is running in {output}; wait for it, or choose another") from None
-
-    def end(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
+    busy = f"output_dir: a sweep is running in {output}; wait for it, or choose another"
+    with sole_owner(output / "sweep.lock", busy):
         yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-        lock.release()

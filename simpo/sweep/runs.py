@@ -6,10 +6,8 @@ import math
 import os
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,16 +15,14 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from simpo.run.folder import checkpoints, is_finished
+from simpo.processes import GRACE, child_environment, describe_exit, stop_left_over, stop_tree, write_note
+from simpo.run.folder import checkpoints, discard_weights, is_finished
 from simpo.run.logfile import LOG_FILE
 from simpo.sweep.record import Params, folder_name
 from simpo.sweep.space import SweepSettings, override_words
 
-_GRACE = 15.0  # seconds between SIGTERM and SIGKILL
 _LAST_LINES = 12
 Devices = tuple[str, ...] | None
-# What a launcher sets for its workers. A trial is no worker of whatever started the sweep.
-_LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 class Outcome(NamedTuple):
@@ -85,12 +81,7 @@ class Launcher:
 
     def discard_weights(self, number: int) -> None:
         """Remove the weights and checkpoints of a trial; its logs, metrics and settings stay."""
-        folder = self.output / folder_name(number)
-        for path in folder.glob("checkpoint-*"):
-            shutil.rmtree(path, ignore_errors=True)
-        for pattern in ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin*"):
-            for path in folder.glob(pattern):
-                path.unlink(missing_ok=True)
+        discard_weights(self.output / folder_name(number))
 
 
 class TrialRun:
@@ -122,7 +113,7 @@ class TrialRun:
         stage = "command" if self._measuring and self.sweep.command is not None else "simpo train"
         if code != 0:
             log = self._logs / ("command.err" if stage == "command" else "train.log")
-            return Outcome(None, f"{stage}: {_describe_exit(code)}\n{last_lines(log)}".rstrip())
+            return Outcome(None, f"{stage}: {describe_exit(code)}\n{last_lines(log)}".rstrip())
         if not self._measuring:
             self._measuring = True
             if self.sweep.command is not None:
@@ -154,7 +145,7 @@ class TrialRun:
         if self._process is not None and self._process.poll() is None:  # its number may be another process's by now
             stop_tree(self._process.pid)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(timeout=_GRACE)
+                self._process.wait(timeout=GRACE)
 
     def _start_command(self) -> None:
         assert self.sweep.command is not None
@@ -162,8 +153,6 @@ class TrialRun:
         self._start(command, "command.out", "command.err")
 
     def _start(self, command: Sequence[str] | str, out: str, err: str) -> None:
-        import psutil
-
         with (self._logs / out).open("ab" if out == err else "wb") as output, (self._logs / err).open("ab") as errors:
             self._process = subprocess.Popen(
                 command,
@@ -174,59 +163,7 @@ class TrialRun:
                 env=self._environment,
                 start_new_session=True,  # Ctrl-C reaches the sweep alone, which then stops its trials in order
             )
-        with contextlib.suppress(psutil.NoSuchProcess):
-            started = psutil.Process(self._process.pid).create_time()
-            (self._logs / "process.json").write_text(json.dumps({"pid": self._process.pid, "started": started}))
-
-
-def stop_tree(pid: int) -> None:
-    """Stop a process, its group and all its descendants, also those in sessions of their own, as torchrun's workers."""
-    import psutil
-
-    try:
-        root = psutil.Process(pid)
-        tree = [root, *root.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, signal.SIGTERM)
-    for process in _wait(tree):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, signal.SIGKILL)
-    _wait(tree)
-
-
-def _wait(processes: Sequence[Any]) -> list[Any]:
-    """Those that live after the time of grace. psutil's own wait would wait for dead ones that no one collects."""
-    import psutil
-
-    def lives(process: Any) -> bool:
-        try:
-            return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-        except psutil.NoSuchProcess:
-            return False
-
-    limit = time.monotonic() + _GRACE
-    while True:
-        alive = [process for process in processes if lives(process)]
-        if not alive or time.monotonic() > limit:
-            return alive
-        time.sleep(0.05)
-
-
-def stop_left_over(file: Path) -> None:
-    """Stop the process that a killed sweep left behind; another one that has its number now is left alone."""
-    import psutil
-
-    try:
-        left = json.loads(file.read_text())
-        same = abs(psutil.Process(left["pid"]).create_time() - left["started"]) < 1
-    except (OSError, ValueError, KeyError, psutil.NoSuchProcess):
-        return
-    if same:
-        stop_tree(left["pid"])
+        write_note(self._logs / "process.json", self._process.pid)
 
 
 def metric_of_run(folder: Path, metric: str) -> Outcome:
@@ -270,15 +207,6 @@ def last_lines(log: Path, count: int = _LAST_LINES) -> str:
     return ""
 
 
-def _describe_exit(code: int) -> str:
-    if code >= 0:
-        return f"exit code {code}"
-    try:
-        return f"killed by {signal.Signals(-code).name}"
-    except ValueError:
-        return f"killed by signal {-code}"
-
-
 def _clear(folder: Path) -> None:
     """Empty a trial's folder but for its logs, which a later attempt appends to."""
     for path in folder.iterdir():
@@ -287,7 +215,7 @@ def _clear(folder: Path) -> None:
 
 
 def _environment(devices: Devices) -> dict[str, str]:
-    found = {key: value for key, value in os.environ.items() if key not in _LAUNCHER_VARIABLES}
+    found = child_environment()
     if devices is not None:
         found["CUDA_VISIBLE_DEVICES"] = ",".join(devices)
     return found

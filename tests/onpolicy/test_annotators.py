@@ -238,7 +238,7 @@ def test_another_model_is_no_pairrm(reward_dir: str) -> None:
 
 
 def test_every_setting_is_described() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "onpolicy.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "on-policy.md").read_text()
     parts = dict(re.findall(r"^(?:##|###) (.+?)\n(.*?)(?=^##|\Z)", page, re.MULTILINE | re.DOTALL))
     described = {"Annotate": AnnotateSettings, "Binarize": BinarizeSettings}
     described |= {f"`kind: {kind}`": owner for kind, owner in KINDS.items()}

@@ -12,9 +12,11 @@ import psutil
 import pytest
 import yaml
 
+from simpo import processes
+from simpo.processes import stop_left_over, stop_tree
 from simpo.run.folder import MANIFEST
 from simpo.sweep import runs
-from simpo.sweep.runs import Launcher, Outcome, TrialRun, last_lines, stop_left_over, stop_tree
+from simpo.sweep.runs import Launcher, Outcome, TrialRun, last_lines
 from simpo.sweep.space import SweepSettings
 
 FINISHES = """
@@ -99,7 +101,7 @@ def test_reports_are_read_while_it_runs(start, tmp_path: Path) -> None:
 def test_stopping_reaches_workers_in_sessions_of_their_own(
     start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runs, "_GRACE", 1.0)
+    monkeypatch.setattr(processes, "GRACE", 1.0)
     child = (
         "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); open('ready', 'w').close(); time.sleep(99)"
     )
