@@ -21,6 +21,7 @@ from simpo.cli.inspection import source_overrides
 from simpo.cli.launch import launch_config
 from simpo.cli.words import split_overrides
 from simpo.errors import ConfigError, ModelError
+from simpo.evals.run import read_eval_settings
 from simpo.onpolicy.annotate import AnnotateSettings
 from simpo.onpolicy.annotators.kinds import read_annotators
 from simpo.onpolicy.binarize import BinarizeSettings
@@ -167,6 +168,10 @@ def check_simpo(words: list[str], tmp_path: Path) -> None:
         return
     if words[0] in ON_POLICY:
         read_flat(ON_POLICY[words[0]], config_files(args.configs, tmp_path), overrides)
+        return
+    if words[0] == "eval":
+        model = [f"--model_name_or_path={args.model}"] if args.model else []
+        read_eval_settings(args.benchmark, config_files(args.configs, tmp_path), [*model, *overrides])
         return
     if words[0] in WITHOUT_SETTINGS:
         assert not overrides

@@ -21,7 +21,7 @@ LAYERS = (
     {"checks", "config", "forward", "model", "settings", "data", "reference", "loaders", "scoring", "engines", "store"},
     {"trainer", "initial_policy", "audit", "sampling"},
     {"run"},
-    {"onpolicy", "evals"},
+    {"onpolicy", "evals", "chat"},
     {"sweep"},
     {"cli"},
 )

@@ -66,8 +66,8 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     if len(args.models) > 2:
         raise ConfigError(f"simpo chat takes one model or two, not {len(args.models)}")
 
-    from simpo.evals.chat import ChatSettings, Speaker
-    from simpo.evals.chat_terminal import chat
+    from simpo.chat.chat import ChatSettings, Speaker
+    from simpo.chat.terminal import chat
 
     settings = ChatSettings(
         temperature=args.temperature,

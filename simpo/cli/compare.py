@@ -45,18 +45,18 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     if overrides:
         raise ConfigError(f"simpo compare has no setting {overrides[0].partition('=')[0]}; see simpo compare --help")
 
-    from simpo.evals.compare import compare, find_results
-    from simpo.evals.published import choose_published
+    from simpo.evals.tables.compare import compare, find_results
+    from simpo.evals.tables.published import choose_published
 
     comparison = compare(find_results(args.results), choose_published(args.setting, args.published))
 
     from rich.console import Console
 
-    from simpo.evals.tables import print_comparison
+    from simpo.evals.tables.terminal import print_comparison
 
     print_comparison(comparison, Console(highlight=False, markup=False, emoji=False))
     if args.out is not None:
-        from simpo.evals.report import write_comparison
+        from simpo.evals.tables.report import write_comparison
 
         for path in write_comparison(comparison, args.out):
             print(f"written: {path}")

@@ -6,12 +6,13 @@ from simpo.cli.launch import LAUNCH_FLAGS, add_launch_options, launches, relaunc
 from simpo.cli.words import Flag, Verbs, add_verb
 
 # Names only: what they need is imported when one is run.
-BENCHMARKS = ("alpaca_eval", "arena_hard", "mt_bench")
+BENCHMARKS = ("alpaca_eval", "arena_hard", "mt_bench", "downstream", "pairs")
 
 HELP = """\
-Answer a benchmark's questions as published, have them judged, and write results.json. For instance:
+Evaluate a model as published: answers and judgments, leaderboard tasks, or preference pairs. For instance:
   simpo eval alpaca_eval --model outputs/my-run --judge none
   simpo eval arena_hard --model outputs/my-run --judge=my-judge --judge_urls='[http://localhost:8000/v1]'
+  simpo eval pairs --model outputs/my-run --dataset_name=data/pairs.jsonl
 
 Every setting can be given as --key=value, or in YAML files. The same command goes on with what was interrupted.
 """

@@ -17,10 +17,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from simpo.errors import ConfigError, DataError
+from simpo.errors import ConfigError
 from simpo.evals.asking import Asking, plain
 from simpo.evals.decoding import ALPACA_EVAL, ARENA_HARD, MT_BENCH, Decoding, decoding_of, find_setting
 from simpo.evals.layouts import file_name, write_lines, write_text
+from simpo.evals.manifest import run_manifest
 from simpo.evals.questions import Question, read_questions
 from simpo.evals.settings import EvalSettings
 from simpo.run.folder import MANIFEST
@@ -69,7 +70,7 @@ def write_answers(settings: EvalSettings) -> Answered:
         ConfigError, DataError, ModelError, EngineError, StoreError: with what to do about it. What was done stays.
     """
     questions = read_questions(settings.benchmark, settings.questions, settings.max_questions)
-    manifest = _run_manifest(settings.model_name_or_path)
+    manifest = run_manifest(settings.model_name_or_path)
     decoding, setting = _decoding(settings, manifest)
     settings = replace(settings, stop_token_ids=sorted({*settings.stop_token_ids, *decoding.stop_token_ids}))
     policy = Policy(settings)
@@ -96,21 +97,11 @@ def write_answers(settings: EvalSettings) -> Answered:
 
 
 def _decoding(settings: EvalSettings, manifest: dict[str, Any]) -> tuple[Decoding, str | None]:
-    start = (manifest.get("settings") or {}).get("model_name_or_path")
+    start = manifest.get("settings", {}).get("model_name_or_path")
     setting = settings.setting or find_setting(settings.model_name_or_path, start)
     published = decoding_of(settings.benchmark, setting)
     own = {name: getattr(settings, name) for name in ("temperature", "top_p", "max_new_tokens", "system_message")}
     return replace(published, **{name: value for name, value in own.items() if value is not None}), setting
-
-
-def _run_manifest(model: str) -> dict[str, Any]:
-    try:
-        found: dict[str, Any] = json.loads((Path(model) / MANIFEST).read_text(encoding="utf-8"))
-        return found
-    except OSError:
-        return {}
-    except ValueError as error:
-        raise DataError(f"{Path(model) / MANIFEST}: cannot be read: {error}") from error
 
 
 def _check_template(settings: EvalSettings, policy: Policy, manifest: dict[str, Any]) -> None:

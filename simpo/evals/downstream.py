@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from simpo.errors import ConfigError, DataError
-from simpo.evals.results import Metric, Result, write_result
+from simpo.evals.results import Metric, Result, default_folder, model_name, write_result
 from simpo.store import write_whole
 
 LM_EVAL = "0.4.13"
@@ -55,9 +55,9 @@ class DownstreamSettings:
 
     Args:
         model_name_or_path: a hub name or a directory, also of an adapter.
-        output_dir: where results.json goes, and lm_eval's own results of each task.
+        output_dir: of results.json and lm_eval's own results of each task; empty: outputs/eval/NAME/downstream.
         initial_model: evaluated too, into `output_dir/initial`, to see what training changed.
-        name: of the model in tables; None: model_name_or_path.
+        name: of the model in tables; empty: the last part of model_name_or_path.
         tasks: of the preset; all six by default.
         apply_chat_template: put prompts into the model's chat template; the published numbers did not.
         batch_size: requests that are computed together; `auto` finds the largest.
@@ -73,7 +73,7 @@ class DownstreamSettings:
     """
 
     model_name_or_path: str
-    output_dir: str
+    output_dir: str = ""
     initial_model: str | None = None
     name: str = ""
     tasks: list[str] = field(default_factory=lambda: list(TASKS))
@@ -87,9 +87,8 @@ class DownstreamSettings:
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
-        for key in ("model_name_or_path", "output_dir"):
-            if not getattr(self, key):
-                raise ConfigError(f"{key}: must not be empty")
+        if not self.model_name_or_path:
+            raise ConfigError("model_name_or_path: must not be empty")
         unknown = [task for task in self.tasks if task not in TASKS]
         if unknown or not self.tasks:
             what = f"{unknown[0]!r} is no task of the preset" if unknown else "is empty"
@@ -98,7 +97,8 @@ class DownstreamSettings:
             raise ConfigError(f"limit: {self.limit} must be at least 1; leave it out for all questions")
         if self.include_path is not None and not Path(self.include_path).is_dir():
             raise ConfigError(f"include_path: {self.include_path} is no folder")
-        self.name = self.name or self.model_name_or_path
+        self.name = self.name or model_name(self.model_name_or_path)
+        self.output_dir = self.output_dir or default_folder(self.name, "downstream")
 
 
 def run_downstream(settings: DownstreamSettings) -> list[Result]:
@@ -114,7 +114,7 @@ def run_downstream(settings: DownstreamSettings) -> list[Result]:
     results = [_evaluate(settings, settings.model_name_or_path, settings.name, Path(settings.output_dir))]
     if settings.initial_model is not None:
         folder = Path(settings.output_dir) / "initial"
-        results.append(_evaluate(settings, settings.initial_model, settings.initial_model, folder))
+        results.append(_evaluate(settings, settings.initial_model, model_name(settings.initial_model), folder))
     return [result for result in results if result is not None]
 
 

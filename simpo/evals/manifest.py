@@ -10,11 +10,11 @@ from simpo.errors import ModelError
 from simpo.run.folder import MANIFEST
 
 
-def run_settings(name_or_path: str) -> dict[str, Any]:
-    """The settings of the run that left this folder, or one of whose checkpoints it is; empty where there was none.
+def run_manifest(name_or_path: str) -> dict[str, Any]:
+    """The manifest of the run that left this folder, or one of whose checkpoints it is; empty where there was none.
 
     Raises:
-        ModelError: the manifest cannot be read.
+        ModelError: it cannot be read.
     """
     folder = Path(name_or_path)
     places = [folder, folder.resolve().parent] if folder.name.startswith("checkpoint-") else [folder]
@@ -22,6 +22,17 @@ def run_settings(name_or_path: str) -> dict[str, Any]:
     if file is None:
         return {}
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8"))["settings"])
+        found = json.loads(file.read_text(encoding="utf-8"))
+        return {**found, "settings": dict(found["settings"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{file}: cannot be read as the manifest of a run: {error}") from error
+
+
+def run_settings(name_or_path: str) -> dict[str, Any]:
+    """The settings of that run; empty where there was none.
+
+    Raises:
+        ModelError: the manifest cannot be read.
+    """
+    settings: dict[str, Any] = run_manifest(name_or_path).get("settings", {})
+    return settings

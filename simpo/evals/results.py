@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from simpo.errors import DataError
@@ -79,3 +79,17 @@ def read_result(path: str | Path) -> Result:
         raise DataError(f"{file}: there is no such file; name a folder of `simpo eval`, or its results.json") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{file}: cannot be read as a result of `simpo eval`: {error}") from error
+
+
+def model_name(model_name_or_path: str) -> str:
+    """The name of a model in tables: the last part of its path or hub name.
+
+    >>> model_name("outputs/my-run/"), model_name("google/gemma-2-9b-it")
+    ('my-run', 'gemma-2-9b-it')
+    """
+    return PurePosixPath(model_name_or_path).name or model_name_or_path.replace("/", "_")
+
+
+def default_folder(name: str, benchmark: str) -> str:
+    """Where a benchmark of a model goes unless its settings say."""
+    return str(PurePosixPath("outputs", "eval", name, benchmark))

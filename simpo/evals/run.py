@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from simpo.errors import ConfigError, DataError
-from simpo.evals import arena_hard, mt_bench
-from simpo.evals.alpaca_eval import ANNOTATOR, AlpacaEvalSettings, judge_alpaca_eval
 from simpo.evals.answers import Answered, write_answers
-from simpo.evals.arena_hard import ArenaHardSettings, judge_arena_hard
 from simpo.evals.decoding import ALPACA_EVAL, ARENA_HARD, MT_BENCH
-from simpo.evals.judging import JudgeServer
+from simpo.evals.downstream import DownstreamSettings, run_downstream
+from simpo.evals.judges import arena_hard, mt_bench
+from simpo.evals.judges.alpaca_eval import ANNOTATOR, AlpacaEvalSettings, judge_alpaca_eval
+from simpo.evals.judges.arena_hard import ArenaHardSettings, judge_arena_hard
+from simpo.evals.judges.judging import JudgeServer
+from simpo.evals.judges.mt_bench import MTBenchSettings, judge_mt_bench
 from simpo.evals.layouts import file_name
-from simpo.evals.mt_bench import MTBenchSettings, judge_mt_bench
+from simpo.evals.pairs.measure import run_pairs
+from simpo.evals.pairs.settings import PairsSettings
 from simpo.evals.questions import BASELINES, REFERENCES, SIZES, official_file
 from simpo.evals.results import Metric, Result, write_result
 from simpo.evals.settings import EvalSettings
@@ -25,32 +29,56 @@ _OPENAI = ("https://api.openai.com/v1",)
 _SERVER_NAMES = {"base_urls": "judge_urls", "api_key_env": "judge_api_key_env"}  # in messages
 
 
-def read_eval_settings(benchmark: str, files: Paths, overrides: Sequence[str] = ()) -> EvalSettings:
+AnyBenchmark = EvalSettings | PairsSettings | DownstreamSettings
+
+
+def read_eval_settings(benchmark: str, files: Paths, overrides: Sequence[str] = ()) -> AnyBenchmark:
     """Read and check the settings of `simpo eval BENCHMARK`.
 
     Raises:
         ConfigError: with file and line, setting, value, and what to write instead.
     """
+    if benchmark == "pairs":
+        return read_flat(PairsSettings, files, overrides)
+    if benchmark == "downstream":
+        return read_flat(DownstreamSettings, files, overrides)
     return read_flat(EvalSettings, files, [f"--benchmark={benchmark}", *overrides])
 
 
-def run_eval(settings: EvalSettings) -> list[Result]:
-    """Answer and judge, and print the results; what an earlier call has finished is not done again.
+def run_eval(settings: AnyBenchmark) -> list[Result]:
+    """Evaluate and print the results; what an earlier call has finished is not done again, but for `pairs`.
 
     Returns:
-        One result for each judge, as in JUDGE/results.json of the output folder; none with `judge: none`.
+        The results as in the output folder: one for each judge, in JUDGE/results.json; none with `judge: none`, and on
+        processes other than the first.
 
     Raises:
         SimPOError: with what to do about it. What was done stays.
     """
+    first = int(os.environ.get("RANK", "0")) == 0
+    if isinstance(settings, PairsSettings):
+        results = [run_pairs(settings)]
+    elif isinstance(settings, DownstreamSettings):
+        results = run_downstream(settings)
+    else:
+        results = _answer_and_judge(settings)
+    if not first:
+        return []
+    for result in results:
+        print("\n".join(result_lines(result)))
+    if results:
+        print(f"in {settings.output_dir}; simpo compare shows results side by side")
+    return results
+
+
+def _answer_and_judge(settings: EvalSettings) -> list[Result]:
     judge = None if settings.judge == "none" else _Judging(settings)  # its key is looked for before anything is asked
     answered = write_answers(settings)
     if judge is None or Processes(settings).rank > 0:
         return []
     results = [_with_answers(result, settings, answered) for result in judge.run(answered)]
     for result in results:
-        path = write_result(Path(str(settings.output_dir)) / file_name(str(result.judge)), result)
-        print("\n".join([*result_lines(result), f"  {path}"]))
+        write_result(Path(str(settings.output_dir)) / file_name(str(result.judge)), result)
     return results
 
 
@@ -143,12 +171,14 @@ def _with_answers(result: Result, settings: EvalSettings, answered: Answered) ->
 
 def result_lines(result: Result) -> list[str]:
     """A result for people."""
-    lines = [f"{result.benchmark}: {result.model}, judged by {result.judge}"]
+    judge = f", judged by {result.judge}" if result.judge else ""
+    lines = [f"{result.benchmark}: {result.model}{judge}"]
     for name, metric in result.metrics.items():
         around = (
             f"  [{metric.low:.2f}, {metric.high:.2f}]" if metric.low is not None and metric.high is not None else ""
         )
         error = f"  (standard error {metric.stderr:.2f})" if metric.stderr is not None and not around else ""
         lines.append(f"  {name:18} {metric.value:8.2f} {metric.unit}{around}{error}")
-    lines.append("  " + ", ".join(f"{name} {count:,}" for name, count in result.counts.items()))
+    if result.counts:
+        lines.append("  " + ", ".join(f"{name} {count:,}" for name, count in result.counts.items()))
     return [*lines, *(f"  warning: {text}" for text in result.warnings)]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 from typing import Literal
 
 from simpo.checks import is_number
 from simpo.errors import ConfigError
 from simpo.evals.decoding import SETTINGS
+from simpo.evals.results import default_folder, model_name
 from simpo.sampling.settings import COUNT, PolicySettings, Rules
 from simpo.settings.nested import nearest
 
@@ -103,9 +103,4 @@ class EvalSettings(PolicySettings):
         if "/" in self.name or not self.name.strip("."):
             raise ConfigError(f"name: {self.name!r} becomes a file's name; write one without /")
         if self.output_dir is None:
-            self.output_dir = str(PurePosixPath("outputs", "eval", self.name, self.benchmark))
-
-
-def model_name(model_name_or_path: str) -> str:
-    """The name of a model in tables: the last part of its path or hub name."""
-    return PurePosixPath(model_name_or_path.rstrip("/")).name or model_name_or_path.replace("/", "_")
+            self.output_dir = default_folder(self.name, self.benchmark)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from simpo.evals.judging import JudgeServer
+from simpo.evals.judges.judging import JudgeServer
 from tests.engines.serving import Handler
 
 Says = Callable[[list[dict[str, str]]], str]

@@ -11,7 +11,7 @@ import pytest
 
 from simpo.cli import main
 from simpo.errors import ConfigError, DataError, EngineError
-from simpo.evals.alpaca_eval import (
+from simpo.evals.judges.alpaca_eval import (
     ANNOTATOR,
     AlpacaEvalSettings,
     judge_alpaca_eval,
@@ -20,7 +20,7 @@ from simpo.evals.alpaca_eval import (
     win_rates,
     write_answers,
 )
-from simpo.evals.judging import JudgeServer
+from simpo.evals.judges.judging import JudgeServer
 from simpo.evals.results import read_result
 from tests.evals.conftest import ALPACA, write_rows
 

@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from simpo.errors import ConfigError, DataError, EngineError, StoreError
-from simpo.evals.arena_hard import PROMPT, ArenaHardSettings, judge_arena_hard, verdict_of
-from simpo.evals.judging import JudgeServer
+from simpo.evals.judges.arena_hard import PROMPT, ArenaHardSettings, judge_arena_hard, verdict_of
+from simpo.evals.judges.judging import JudgeServer
 from tests.engines.serving import Handler, Server
 from tests.evals.judges import say, scripted, server, write
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from simpo.errors import DataError
-from simpo.evals.bootstrap import interval_of_mean
-from simpo.evals.bradley_terry import BOUND, Battle, alone, count_wins, fit_ratings, rate, win_rates
+from simpo.evals.judges.bootstrap import interval_of_mean
+from simpo.evals.judges.bradley_terry import BOUND, Battle, alone, count_wins, fit_ratings, rate, win_rates
 
 Draw = Callable[[np.random.Generator], np.ndarray]
 

@@ -12,11 +12,11 @@ from rich.console import Console
 
 from simpo import cli
 from simpo.errors import ConfigError, DataError
-from simpo.evals.compare import Comparison, compare, find_results
-from simpo.evals.plots import draw_comparison, plot_columns
-from simpo.evals.published import JUDGES, TWINS_NOTE, choose_published, read_published, setting_names
 from simpo.evals.results import Metric, Result, write_result
-from simpo.evals.tables import column_groups, comparison_csv, markdown, print_comparison, show_number
+from simpo.evals.tables.compare import Comparison, compare, find_results
+from simpo.evals.tables.plots import draw_comparison, plot_columns
+from simpo.evals.tables.published import JUDGES, TWINS_NOTE, choose_published, read_published, setting_names
+from simpo.evals.tables.terminal import column_groups, comparison_csv, markdown, print_comparison, show_number
 
 ROOT = Path(__file__).resolve().parents[2]
 FACTS = ROOT.parent / "shared" / "facts" / "published_results.csv"
@@ -56,7 +56,7 @@ def marks(comparison: Comparison, benchmark: str = "alpaca_eval") -> dict[str, l
 
 @pytest.mark.skipif(not FACTS.exists(), reason="the facts lie beside the project, in ../shared, and are not there")
 def test_the_shipped_numbers_are_the_given_ones() -> None:
-    assert (ROOT / "simpo" / "evals" / "published_results.csv").read_bytes() == FACTS.read_bytes()
+    assert (ROOT / "simpo" / "evals" / "tables" / "published_results.csv").read_bytes() == FACTS.read_bytes()
 
 
 def test_the_published_numbers() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from simpo.evals.costs import Cost, Price, price_of, tokens_of
+from simpo.evals.judges.costs import Cost, Price, price_of, tokens_of
 
 
 def test_lines() -> None:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from simpo.errors import ConfigError, DataError
-from simpo.evals.mt_bench import PROMPTS, MTBenchSettings, judge_mt_bench, read_rating
+from simpo.evals.judges.mt_bench import PROMPTS, MTBenchSettings, judge_mt_bench, read_rating
 from tests.engines.serving import Handler, Server
 from tests.evals.judges import say, scripted, server, write
 

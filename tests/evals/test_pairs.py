@@ -13,10 +13,10 @@ from accelerate import Accelerator
 from datasets import Dataset
 
 from simpo.errors import ConfigError, DataError, ModelError
-from simpo.evals.intervals import Spearman, bootstrap, wilson
-from simpo.evals.packed_scores import load_scored_model, score_pairs
-from simpo.evals.pairs import ScoredPairs, evaluate_pairs, pair_statistics, run_pairs
-from simpo.evals.pairs_settings import PairsSettings
+from simpo.evals.pairs.intervals import Spearman, bootstrap, wilson
+from simpo.evals.pairs.measure import ScoredPairs, evaluate_pairs, pair_statistics, run_pairs
+from simpo.evals.pairs.packed_scores import load_scored_model, score_pairs
+from simpo.evals.pairs.settings import PairsSettings
 from simpo.evals.results import read_result
 from simpo.forward import install_packed_forward
 from tests.launching import WORKERS, torchrun

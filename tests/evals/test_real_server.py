@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from simpo.errors import DataError
-from simpo.evals.mt_bench import judge_mt_bench
+from simpo.evals.judges.mt_bench import judge_mt_bench
 from simpo.store import read_records
 from tests.engines.test_transformers_serve import free_port, serving
 from tests.evals.test_mt_bench import settings_of
@@ -19,7 +19,7 @@ def test_nonsense_of_a_real_judge_is_no_rating(
 ) -> None:
     """Every judgment is on record with the server's own count of tokens; a second start asks nothing."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr("simpo.evals.mt_bench.MAX_TOKENS", 24)
+    monkeypatch.setattr("simpo.evals.judges.mt_bench.MAX_TOKENS", 24)
     port = free_port()
     settings = settings_of(tmp_path, f"http://127.0.0.1:{port}/v1", judges=(tiny_dir,), server={"timeout": 120.0})
     references = tmp_path / "reference_answer"

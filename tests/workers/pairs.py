@@ -2,8 +2,8 @@
 
 import sys
 
-from simpo.evals.pairs import run_pairs
-from simpo.evals.pairs_settings import PairsSettings
+from simpo.evals.pairs.measure import run_pairs
+from simpo.evals.pairs.settings import PairsSettings
 
 if __name__ == "__main__":
     model, data, folder = sys.argv[1:]

@@ -27,9 +27,9 @@ import numpy as np
 
 from simpo.checks import is_number
 from simpo.errors import ConfigError, DataError, EngineError
-from simpo.evals import alpaca_official
-from simpo.evals.costs import Cost, tokens_of
-from simpo.evals.judging import JudgeServer, excluded_warning
+from simpo.evals.judges import alpaca_official
+from simpo.evals.judges.costs import Cost, tokens_of
+from simpo.evals.judges.judging import JudgeServer, excluded_warning
 from simpo.evals.layouts import Row, read_list, write_text
 from simpo.evals.results import Metric, Result
 

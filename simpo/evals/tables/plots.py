@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from simpo.errors import ConfigError
-from simpo.evals.compare import Column, Comparison, Row
-from simpo.evals.tables import benchmark_title, column_name, shorten, show_number
+from simpo.evals.tables.compare import Column, Comparison, Row
+from simpo.evals.tables.terminal import benchmark_title, column_name, shorten, show_number
 
 _INK, _GRID = "#1f2933", "#e4e7eb"
 # Of the Okabe-Ito palette, told apart with any colour vision; the shapes differ too.

@@ -20,8 +20,8 @@ import numpy as np
 import yaml
 
 from simpo.errors import ConfigError, DataError
-from simpo.evals.bootstrap import interval_of_mean
-from simpo.evals.judging import API_ERROR, Call, Judge, JudgeServer, excluded_warning
+from simpo.evals.judges.bootstrap import interval_of_mean
+from simpo.evals.judges.judging import API_ERROR, Call, Judge, JudgeServer, excluded_warning
 from simpo.evals.layouts import (
     Row,
     by_question,

@@ -18,7 +18,7 @@ from simpo.checks import is_number
 from simpo.engines.base import Failure, Request, Sample
 from simpo.engines.server_engine import ServerEngine, ServerOptions
 from simpo.errors import ConfigError
-from simpo.evals.costs import Cost, Price, price_of, tokens_of
+from simpo.evals.judges.costs import Cost, Price, price_of, tokens_of
 from simpo.store import Record, Store
 
 API_ERROR = "$ERROR$"

@@ -7,8 +7,8 @@ import io
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from simpo.evals.compare import Cell, Column, Comparison, Row
 from simpo.evals.results import Metric
+from simpo.evals.tables.compare import Cell, Column, Comparison, Row
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -21,8 +21,8 @@ import numpy as np
 import yaml
 
 from simpo.errors import ConfigError, DataError
-from simpo.evals.bradley_terry import Battle, count_wins, rate
-from simpo.evals.judging import API_ERROR, Call, Judge, JudgeServer, excluded_warning
+from simpo.evals.judges.bradley_terry import Battle, count_wins, rate
+from simpo.evals.judges.judging import API_ERROR, Call, Judge, JudgeServer, excluded_warning
 from simpo.evals.layouts import (
     Row,
     by_question,

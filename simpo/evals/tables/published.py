@@ -52,7 +52,7 @@ class Published:
 
 def read_published() -> list[Published]:
     """All published rows, in the order of the source."""
-    text = resources.files("simpo.evals").joinpath("published_results.csv").read_text(encoding="utf-8")
+    text = resources.files("simpo.evals.tables").joinpath("published_results.csv").read_text(encoding="utf-8")
     rows = []
     for row in csv.DictReader(text.splitlines()):
         metrics: dict[str, dict[str, Metric]] = {}

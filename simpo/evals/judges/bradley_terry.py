@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simpo.errors import DataError
-from simpo.evals.bootstrap import times_drawn
+from simpo.evals.judges.bootstrap import times_drawn
 
 SCALE, BASE, INITIAL = 400.0, 10.0, 1000.0
 BOUND = 25.0

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simpo.errors import ConfigError
-from simpo.evals.intervals import RESAMPLES, Floats, Spearman, bootstrap, wilson
-from simpo.evals.pairs_settings import PairsSettings
+from simpo.evals.pairs.intervals import RESAMPLES, Floats, Spearman, bootstrap, wilson
+from simpo.evals.pairs.settings import PairsSettings
 from simpo.evals.results import Metric, Result, write_result
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def measure_pairs(settings: PairsSettings) -> tuple[Result, ScoredPairs]:
     import torch
     from accelerate import Accelerator
 
-    from simpo.evals.packed_scores import load_scored_model, score_pairs
+    from simpo.evals.pairs.packed_scores import load_scored_model, score_pairs
 
     told = settings.resolve()
     accelerator = Accelerator(cpu=settings.use_cpu)

@@ -9,6 +9,7 @@ from simpo.checks import is_number
 from simpo.data.config import DataConfig
 from simpo.errors import ConfigError
 from simpo.evals.manifest import run_settings
+from simpo.evals.results import default_folder, model_name
 
 _DEFAULTS = {
     "tokenization": "standard",
@@ -27,11 +28,11 @@ class PairsSettings:
 
     Args:
         model_name_or_path: a hub name or a directory, also of an adapter.
-        output_dir: where results.json and pairs.parquet go.
+        output_dir: where results.json and pairs.parquet go; empty: outputs/eval/NAME/pairs.
         dataset_mixer, dataset_name, dataset_splits, dataset_configs, dataset_columns: the pairs, as for training; of
             sources with splits the test split, or the splits that are named.
         max_samples: at most so many rows, drawn by the seed.
-        name: of the model in tables; None: model_name_or_path.
+        name: of the model in tables; empty: the last part of model_name_or_path.
         beta: scale of rewards; None: that of the model's run where its objective is simpo, else 2.
         tokenization, max_length, max_prompt_length, add_empty_system, truncation: as for training; None: those of the
             model's run, else the defaults of training.
@@ -54,7 +55,7 @@ class PairsSettings:
     )  # fmt: skip
 
     model_name_or_path: str
-    output_dir: str
+    output_dir: str = ""
     dataset_mixer: dict[str, float] | None = None
     dataset_name: str | None = None
     dataset_splits: list[str] | None = None
@@ -80,9 +81,8 @@ class PairsSettings:
     seed: int = 42
 
     def __post_init__(self) -> None:
-        for key in ("model_name_or_path", "output_dir"):
-            if not getattr(self, key):
-                raise ConfigError(f"{key}: must not be empty")
+        if not self.model_name_or_path:
+            raise ConfigError("model_name_or_path: must not be empty")
         if not (self.dataset_mixer or self.dataset_name):
             raise ConfigError("dataset_name: is missing; name a preference set, or several in dataset_mixer")
         for key in ("max_samples", "max_tokens_per_batch", "dataset_num_proc"):
@@ -91,7 +91,8 @@ class PairsSettings:
                 raise ConfigError(f"{key}: {value} must be at least 1")
         if self.beta is not None and not (is_number(self.beta) and self.beta > 0):
             raise ConfigError(f"beta: {self.beta!r} must be above 0")
-        self.name = self.name or self.model_name_or_path
+        self.name = self.name or model_name(self.model_name_or_path)
+        self.output_dir = self.output_dir or default_folder(self.name, "pairs")
         _ = self.data  # its checks
 
     @property

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from simpo.errors import DataError
-from simpo.evals.published import JUDGES, Published, published_notes
 from simpo.evals.results import RESULTS_FILE, Metric, Result, read_result
+from simpo.evals.tables.published import JUDGES, Published, published_notes
 
 # Benchmarks and their metrics in the order of columns; other metrics of these are left to the CSV file, and of other
 # benchmarks all are shown.

@@ -13,8 +13,8 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from simpo.chat.chat import Conversation, Speaker
 from simpo.errors import DataError
-from simpo.evals.chat import Conversation, Speaker
 
 COMMANDS = (
     "/new begins again, /system TEXT sets the system turn (without TEXT: none), /quit ends; Ctrl-C stops an answer"

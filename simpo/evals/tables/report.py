@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from simpo.errors import ConfigError
-from simpo.evals.compare import Comparison
-from simpo.evals.plots import draw_comparison
-from simpo.evals.tables import comparison_csv, markdown
+from simpo.evals.tables.compare import Comparison
+from simpo.evals.tables.plots import draw_comparison
+from simpo.evals.tables.terminal import comparison_csv, markdown
 
 
 def write_comparison(comparison: Comparison, folder: str | Path) -> list[Path]:

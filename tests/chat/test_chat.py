@@ -13,9 +13,9 @@ import torch
 from rich.console import Console
 
 from simpo import cli
+from simpo.chat.chat import ChatSettings, Conversation, Speaker
+from simpo.chat.terminal import Chat, answer_once
 from simpo.errors import ConfigError, DataError, ModelError
-from simpo.evals.chat import ChatSettings, Conversation, Speaker
-from simpo.evals.chat_terminal import Chat, answer_once
 
 ROOT = Path(__file__).resolve().parents[2]
 ASK: Any = [{"role": "user", "content": "How do I keep basil alive?"}]

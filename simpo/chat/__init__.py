@@ -1,0 +1,1 @@
+"""`simpo chat`: a model in the terminal, or two side by side."""

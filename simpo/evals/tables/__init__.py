@@ -1,0 +1,1 @@
+"""One table over models and benchmarks, beside the published numbers."""
