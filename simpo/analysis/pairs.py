@@ -9,6 +9,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa  # type: ignore[import-untyped]
+import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
 from simpo.errors import DataError
 
@@ -108,9 +110,6 @@ def read_pairs(path: str | Path) -> PairScores:
     Raises:
         DataError: no such file, none in parquet, a column or a value is missing, or a value is impossible.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     try:
         with pq.ParquetFile(path) as file:
             present = file.schema_arrow.names
@@ -140,7 +139,8 @@ def _checked(name: str, values: np.ndarray, row: np.ndarray) -> np.ndarray:
         raise DataError(f"{name} holds something that is no number: {error}") from error
     if found.shape != (np.size(row),) or not len(found):
         raise DataError(
-            f"{name} has the shape {found.shape}, row {np.shape(row)}; each needs one number per pair, and a pair at least"
+            f"{name} has the shape {found.shape}, row {np.shape(row)}; each needs one number per pair, and a pair "
+            "at least"
         )
     if name in _INTEGERS:
         wrong, meant = ~(found == np.floor(found)), "a whole number"

@@ -42,14 +42,14 @@ def test_a_planted_loop_is_measured():
 
 
 def test_distinct_n_by_hand():
-    words = "a b a b c".split()
+    words = list("ababc")
     assert distinct_n(words, 1) == 3 / 5
     assert distinct_n(words, 2) == 3 / 4  # ab, ba, ab, bc
     assert distinct_n(words, 5) == 1 and math.isnan(distinct_n(words, 6))
 
 
 def test_statistics_by_hand():
-    responses = ["a b c d".split(), "a a a a a".split(), [], ["a"]]
+    responses = [list("abcd"), list("aaaaa"), [], ["a"]]
     found = generation_statistics(responses, [True, False, True, True], orders=(1, 2))
     assert found.lengths.mean.value == 2.5 and found.lengths.percentiles[50] == 2.5
     assert found.distinct[1].value == pytest.approx((1 + 1 / 5 + 1) / 3) and found.distinct[1].count == 3

@@ -1,0 +1,272 @@
+"""Pictures of statistics: one function per figure, from the results of one or several models to a matplotlib figure.
+
+Names of models are the keys of each mapping, in the order in which they are drawn. Bars and bands are 95% intervals.
+Figures and tables are those of the SimPO paper (arXiv 2405.14734). Save one with `figure.savefig(path)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from simpo.analysis.generations import GenerationStatistics
+from simpo.analysis.statistics import (
+    Accuracy,
+    Contingency,
+    Distribution,
+    Divergence,
+    LengthCorrelation,
+    MarginsByLength,
+)
+from simpo.analysis.style import (
+    COLOURS,
+    GRID,
+    INK,
+    MUTED,
+    canvas,
+    intervals,
+    legend,
+    line_style,
+    look,
+    row_names,
+    short,
+    styled,
+    zero_line,
+)
+from simpo.errors import DataError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_T = TypeVar("_T")
+_POINTS = 2000  # of a scatter; more hide each other
+_TREND = 12  # bins of its line
+
+
+@styled
+def margins_by_length(results: Mapping[str, MarginsByLength], unit: str = "nats per token") -> Figure:
+    """Mean margin against how much longer the chosen response is: figure 2a.
+
+    Args:
+        unit: of the margins: `nats per token` of average log-probs with beta 1, `reward` with the run's beta.
+    """
+    models = _named(results)
+    below = [(name, sum(one.high < 0 for one in found.bins), len(found.bins)) for name, found in models.items()]
+    seen = ", ".join(f"{name} in {count} of {total}" for name, count, total in below if count)
+    title = f"Margin below 0: {seen} bins of length" if seen else "No bin of length has a margin clearly below 0"
+    figure, (axes,) = canvas(title, 3.6)
+    zero_line(axes)
+    axes.axvline(0, color=MUTED, linewidth=1, linestyle=":", zorder=1)
+    for at, (name, found) in enumerate(models.items()):
+        style = look(at) | {"linestyle": line_style(at), "label": name}
+        intervals(axes, found.centres, found.bins, upright=True, **style)
+    axes.set_xlabel("chosen length − rejected length (tokens)")
+    axes.set_ylabel(f"mean margin ({unit})")
+    legend(figure, axes)
+    return figure
+
+
+@styled
+def logps_against_length(results: Mapping[str, LengthCorrelation], side: str = "chosen") -> Figure:
+    """Log-prob per token of each response against its length, with Spearman's rho: figures 2b, 2c and 4a, table 6.
+
+    One panel per model on common axes; the line joins medians of bins of equal counts.
+    """
+    models = _named(results)
+    name, top = max(models.items(), key=lambda item: np.nan_to_num(item[1].rho.value, nan=-2.0))
+    rho = top.rho.value
+    if rho > 0:
+        title = f"Longer is more probable per token{_of(name, models, 'most in')}, ρ = {rho:.2f}"
+    else:
+        title = f"No model finds longer responses more probable: ρ up to {rho:.2f}"
+    figure, grid = _panels(title, len(models), sharex=True, sharey=True)
+    everything = np.concatenate([found.length for found in models.values()])
+    for at, (axes, (name, found)) in enumerate(zip(grid, models.items(), strict=False)):
+        _scatter(axes, found, COLOURS[at % len(COLOURS)])
+        axes.set_title(f"{name}\nρ = {found.rho.value:.2f} [{found.rho.low:.2f}, {found.rho.high:.2f}]", loc="left")
+        if everything.max() > 5 * max(1.0, float(np.median(everything))):
+            axes.set_xscale("log")
+    figure.supxlabel(f"length of the {side} response (tokens)", fontsize=10)
+    figure.supylabel("log-prob (nats per token)", fontsize=10)
+    return figure
+
+
+@styled
+def margin_distributions(results: Mapping[str, Distribution], unit: str = "nats per token") -> Figure:
+    """Density of the margins of several models, as of several gammas: figure 3b."""
+    return _densities(results, "margin", unit)
+
+
+@styled
+def reward_distributions(results: Mapping[str, Distribution], unit: str = "nats per token") -> Figure:
+    """Density of the rewards of chosen responses, as of several gammas: figure 3c."""
+    return _densities(results, "chosen reward", unit)
+
+
+@styled
+def accuracies(results: Mapping[str, Mapping[str, Accuracy]]) -> Figure:
+    """Share of pairs in the right order: figures 3a and 4c.
+
+    Args:
+        results: by model, and in it by score, e.g. `reward` and `likelihood`.
+    """
+    models = _named(results)
+    scores = list(dict.fromkeys(score for found in models.values() for score in found))
+    if not scores:
+        raise DataError("a picture of accuracies needs a score at least; give {model: {score: accuracy(pairs)}}")
+    rows = {name: found[scores[0]].share for name, found in models.items() if scores[0] in found}
+    best = max(rows, key=lambda name: np.nan_to_num(rows[name].value))
+    title = f"{scores[0].capitalize()} order is right in {rows[best].value:.1%} of pairs{_of(best, models, 'at best:')}"
+    figure, (axes,) = canvas(title, 1.7 + 0.42 * len(models))
+    for at, score in enumerate(scores):
+        present = [name for name, found in models.items() if score in found]
+        places = [list(models).index(name) + (at - (len(scores) - 1) / 2) * 0.22 for name in present]
+        shares = [models[name][score].share for name in present]
+        intervals(axes, places, shares, scale=100, label=score, **look(at))
+    axes.axvline(50, color=MUTED, linewidth=1, linestyle=":", zorder=1)
+    row_names(axes, list(models))
+    axes.set_xlabel("pairs with the chosen response first (%); dotted: chance")
+    legend(figure, axes)
+    return figure
+
+
+@styled
+def reward_against_likelihood(results: Mapping[str, Contingency]) -> Figure:
+    """Order by DPO's reward against order by likelihood, a table of shares per model: figure 4b."""
+    models = _named(results)
+    worst = max(models, key=lambda name: np.nan_to_num(models[name].contradicted.value))
+    part = models[worst].contradicted.value
+    title = f"Likelihood reverses {part:.0%} of what the DPO reward has right{_of(worst, models, '—')}"
+    figure, grid = _panels(title, len(models), each=2.5)
+    for axes, (name, found) in zip(grid, models.items(), strict=False):
+        counts = np.array([[found.both, found.reward_only], [found.likelihood_only, found.neither]])
+        parts = counts / max(1, counts.sum())
+        axes.imshow(parts, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+        for row in range(2):
+            for column in range(2):
+                axes.text(column, row, f"{parts[row, column]:.0%}\n({counts[row, column]:,})", ha="center",
+                          va="center", color="white" if parts[row, column] > 0.55 else INK)  # fmt: skip
+        axes.set_xticks([0, 1], ["right", "wrong"])
+        axes.set_yticks([0, 1], ["right", "wrong"], rotation=90, va="center")
+        axes.grid(visible=False)
+        axes.tick_params(length=0)
+        axes.set_title(name, loc="left")
+    figure.supxlabel("order by log-prob of the policy", fontsize=10)
+    figure.supylabel("order by DPO reward", fontsize=10)
+    return figure
+
+
+@styled
+def divergences(results: Mapping[str, Divergence], side: str = "chosen") -> Figure:
+    """Mean log-ratio to the initial policy by sequence and by token: figure 5a.
+
+    `simpo.analysis.statistics.divergence` says what it estimates.
+    """
+    models = _named(results)
+    far = max(models, key=lambda name: abs(np.nan_to_num(models[name].token.value)))
+    moved = models[far].token.value
+    title = f"{side.capitalize()} responses: {moved:+.3g} nats per token{_of(far, models, 'at most, in')}"
+    figure, grid = canvas(title, 1.7 + 0.4 * len(models), 1, 2, sharey=True)
+    for axes, unit in zip(grid, ("sequence", "token"), strict=True):
+        for at, found in enumerate(models.values()):
+            intervals(axes, [at], [getattr(found, unit)], **look(at))
+        zero_line(axes, vertical=True)
+        row_names(axes, list(models))
+        axes.set_xlabel(f"nats per {unit}")
+        axes.locator_params(axis="x", nbins=4)
+    figure.supxlabel("mean log π(y) − log π_initial(y)", fontsize=10)
+    return figure
+
+
+@styled
+def generations(results: Mapping[str, GenerationStatistics]) -> Figure:
+    """Lengths, ending and repetition of sampled responses."""
+    models = _named(results)
+    least = min(models, key=lambda name: models[name].stopped.value)
+    part = models[least].stopped.value
+    title = f"{part:.0%} of responses end by themselves{_of(least, models, 'at worst:')}"
+    figure, grid = canvas(title, 2.4 + 0.6 * len(models), 2, 2, sharey=True)
+    for at, (found, style) in enumerate((found, look(at)) for at, found in enumerate(models.values())):
+        percentiles = found.lengths.percentiles
+        grid[0].plot([percentiles[5], percentiles[95]], [at, at], color=style["color"], linewidth=1.5)
+        grid[0].plot([percentiles[25], percentiles[75]], [at, at], color=style["color"], linewidth=5, alpha=0.5)
+        grid[0].plot([percentiles[50]], [at], **style)
+        last = max(found.distinct)
+        for axes, one in zip(grid[1:], (found.stopped, found.repeated, found.distinct[last]), strict=True):
+            intervals(axes, [at], [one], scale=100, **style)
+    labels = (
+        "tokens: median, 50%, 90%",
+        "ended by itself (%)",
+        "longest repeat (% of tokens)",
+        f"distinct {last}-grams (%)",
+    )
+    for axes, label in zip(grid, labels, strict=True):
+        row_names(axes, list(models))
+        axes.set_xlabel(label)
+        axes.set_xlim(left=0) if axes is grid[0] else axes.set_xlim(-4, 104)
+    return figure
+
+
+def _named(results: Mapping[str, _T]) -> dict[str, _T]:
+    """By names that fit; two that would become the same stay whole."""
+    if not results:
+        raise DataError("a picture needs the results of one model at least; give {name: result}")
+    names = [short(name) for name in results]
+    return dict(zip(results if len(set(names)) < len(names) else names, results.values(), strict=True))
+
+
+def _of(name: str, models: Mapping[str, object], words: str) -> str:
+    """Which of several models a title speaks of; nothing where there is one only."""
+    return f" {words} {name}" if len(models) > 1 else ""
+
+
+def _panels(title: str, count: int, each: float = 2.3, **shared: Any) -> tuple[Any, list[Any]]:
+    """A panel per model, two in a row."""
+    columns = min(2, count)
+    rows = -(-count // columns)
+    figure, grid = canvas(title, 1.2 + each * rows, rows, columns, **shared)
+    for axes in grid[count:]:
+        axes.set_visible(False)
+    return figure, grid
+
+
+def _scatter(axes: Any, found: LengthCorrelation, colour: str) -> None:
+    count = len(found.length)
+    drawn = np.random.default_rng(0).choice(count, min(count, _POINTS), replace=False)
+    axes.scatter(found.length[drawn], found.average[drawn], s=6, color=colour, alpha=0.25, linewidths=0)
+    order = np.argsort(found.length, kind="stable")
+    groups = np.array_split(order, min(_TREND, max(1, count // 10)))
+    middles = [np.median(found.length[group]) for group in groups]
+    axes.plot(middles, [np.median(found.average[group]) for group in groups], color=INK, linewidth=2)
+    low, high = np.percentile(found.average, [0.5, 99.5])
+    axes.update_datalim([(middles[0], low), (middles[0], high)])
+
+
+def _densities(results: Mapping[str, Distribution], what: str, unit: str) -> Figure:
+    models = _named(results)
+    widths = {name: np.nan_to_num(found.deviation) for name, found in models.items()}
+    wide, narrow = max(widths, key=lambda name: widths[name]), min(widths, key=lambda name: widths[name])
+    if len(models) == 1:
+        found = models[wide]
+        title = f"{what.capitalize()}: median {found.percentiles[50]:.3g}, {found.positive.value:.0%} above 0"
+    else:
+        ends = (f"most in {wide} (sd {widths[wide]:.2g})", f"least in {narrow} ({widths[narrow]:.2g})")
+        title = f"{what.capitalize()}s spread {', '.join(ends)}"
+    figure, (axes,) = canvas(title, 3.4)
+    for at, (name, found) in enumerate(models.items()):
+        style = look(at)
+        axes.plot(found.grid, found.density, linestyle=line_style(at), color=style["color"],
+                  label=f"{name}, sd {found.deviation:.2g}")  # fmt: skip
+        middle = found.percentiles[50]
+        axes.plot([middle], [np.interp(middle, found.grid, found.density)], **style)
+    low, high = (pick(found.percentiles[p] for found in models.values()) for pick, p in ((min, 1), (max, 99)))
+    axes.set_xlim(low - 0.08 * (high - low) - 1e-3, high + 0.08 * (high - low) + 1e-3)
+    if axes.get_xlim()[0] < 0 < axes.get_xlim()[1]:
+        axes.axvline(0, color=GRID, linewidth=1.5, zorder=1)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel(f"{what} ({unit}); mark: median")
+    axes.set_ylabel("density")
+    legend(figure, axes)
+    return figure

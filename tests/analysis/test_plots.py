@@ -1,0 +1,238 @@
+"""Pictures: everything that is to be seen is drawn, and nothing of the text is cut off or covered."""
+
+import builtins
+import random
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from simpo.analysis import plots, style
+from simpo.analysis.generations import generation_statistics
+from simpo.analysis.statistics import (
+    accuracy,
+    contingency,
+    distribution,
+    divergence,
+    length_correlation,
+    length_edges,
+    margins,
+    margins_by_length,
+    rewards,
+)
+from simpo.errors import ConfigError, DataError
+from tests.analysis.made import population, scores
+
+matplotlib = pytest.importorskip("matplotlib")
+
+MODELS = {
+    "SFT": {"seed": 0, "r": 0.1, "margin": 0.03},
+    "SimPO": {"seed": 1, "r": 0.15, "margin": 0.3, "spread": 0.4},
+    "SimPO without length norm.": {"seed": 2, "r": 0.5, "margin": 0.1, "slope": 0.15, "spread": 0.35},
+}
+LONG = {f"outputs/llama-3-8b-base-simpo-gamma-{gamma}-beta-10-lr-6e-7": gamma for gamma in range(9)}
+
+
+def against_first(models):
+    """Scores of made-up models, with those of the first as the initial policy's."""
+    made = {name: population(1500, **settings) for name, settings in models.items()}
+    first = next(iter(made.values()))
+    rng = np.random.default_rng(0)
+    found = {}
+    for name, pairs in made.items():
+        sums = (first.chosen_average * pairs.chosen_length, first.rejected_average * pairs.rejected_length)
+        noise = rng.normal(0.05, 0.1, (2, len(pairs))) * (pairs is not first)
+        found[name] = scores(
+            pairs.chosen, pairs.rejected, np.column_stack([pairs.chosen_length, pairs.rejected_length]),
+            ref_chosen=np.minimum(sums[0] + noise[0] * pairs.chosen_length, 0),
+            ref_rejected=np.minimum(sums[1] + noise[1] * pairs.rejected_length, 0),
+        )  # fmt: skip
+    return found
+
+
+def texts_of(name, loop):
+    rng = random.Random(name)
+    responses = [[rng.randrange(400) for _ in range(int(rng.lognormvariate(5.3, 0.5)) + 1)] for _ in range(60)]
+    broken = [[*one[:30], *([1, 2, 3] * 160)] if rng.random() < loop else one for one in responses]
+    return broken, [len(one) < 510 and rng.random() > loop for one in broken]
+
+
+def gallery(models):
+    """Every figure, by name, of made-up models."""
+    made = against_first(models)
+    edges = length_edges(next(iter(made.values())))
+
+    def of_each(statistic):
+        return {name: statistic(pairs) for name, pairs in made.items()}
+
+    return {
+        "margins_by_length": plots.margins_by_length(of_each(lambda one: margins_by_length(one, edges=edges))),
+        "logps_against_length": plots.logps_against_length(of_each(length_correlation)),
+        "margin_distributions": plots.margin_distributions(of_each(lambda one: distribution(margins(one)))),
+        "reward_distributions": plots.reward_distributions(
+            of_each(lambda one: distribution(rewards(one, beta=2)[0])), unit="reward"
+        ),
+        "accuracies": plots.accuracies(
+            of_each(lambda one: {"reward": accuracy(one), "likelihood": accuracy(one, "sum")})
+        ),
+        "reward_against_likelihood": plots.reward_against_likelihood(of_each(contingency)),
+        "divergences": plots.divergences(of_each(divergence)),
+        "generations": plots.generations(
+            {name: generation_statistics(*texts_of(name, at * 0.15)) for at, name in enumerate(models)}
+        ),
+    }
+
+
+SETS = {
+    "one": {"SimPO": MODELS["SimPO"]},
+    "three": MODELS,
+    "nine": {name: {"seed": at, "margin": 0.05 * at, "spread": 0.2 + 0.03 * at} for at, name in enumerate(LONG)},
+}
+
+
+@pytest.fixture(scope="module", params=SETS)
+def figures(request):
+    return gallery(SETS[request.param])
+
+
+def visible_texts(figure):
+    """Texts of a drawn figure with their boxes in pixels; of ticks those within the axes."""
+    figure.canvas.draw()
+    ticks = {
+        text for axes in figure.axes for axis in (axes.xaxis, axes.yaxis) for text in axis.get_ticklabels(which="both")
+    }
+    shown = [
+        text
+        for axes in figure.axes
+        if axes.get_visible()
+        for axis in (axes.xaxis, axes.yaxis)
+        for text in drawn_ticks(axis)
+    ]
+    for text in figure.findobj(matplotlib.text.Text):
+        hidden = text.axes is not None and not text.axes.get_visible()
+        if text not in ticks and text.get_visible() and not hidden and text.get_text().strip():
+            shown.append(text)
+    return [(text.get_text(), text.get_window_extent()) for text in shown]
+
+
+def drawn_ticks(axis):
+    """Labels of the ticks within the axes."""
+    low, high = sorted(axis.get_view_interval())
+    ticks = [tick for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high]
+    return [tick.label1 for tick in ticks if tick.label1.get_visible() and tick.label1.get_text()]
+
+
+def test_no_text_is_cut_off(figures):
+    for name, figure in figures.items():
+        whole = figure.bbox
+        for text, box in visible_texts(figure):
+            assert box.x0 >= -1 and box.y0 >= -1 and box.x1 <= whole.x1 + 1 and box.y1 <= whole.y1 + 1, (name, text)
+
+
+def test_no_labels_of_ticks_cover_each_other(figures):
+    for name, figure in figures.items():
+        figure.canvas.draw()
+        for axes in figure.axes:
+            for axis in (axes.xaxis, axes.yaxis):
+                boxes = [label.get_window_extent() for label in drawn_ticks(axis) if axes.get_visible()]
+                assert not any(one.overlaps(other) for one, other in combinations(boxes, 2)), name
+
+
+def test_titles_stand_clear_and_axes_are_labelled(figures):
+    for name, figure in figures.items():
+        figure.canvas.draw()
+        title = figure._suptitle.get_window_extent()
+        assert title.x1 <= figure.bbox.x1, name
+        for axes in figure.axes:
+            assert not title.overlaps(axes.get_tightbbox()) or not axes.get_visible(), name
+            own = axes.get_xlabel() or (figure._supxlabel and figure._supxlabel.get_text())
+            assert own or not axes.get_visible(), name
+
+
+def test_a_picture_is_800_pixels_wide_and_small(figures, tmp_path):
+    from PIL import Image
+
+    for name, figure in figures.items():
+        path = tmp_path / f"{name}.png"
+        figure.savefig(path)
+        with Image.open(path) as image:
+            assert image.width == 800 and 250 < image.height < 2200, name
+        assert path.stat().st_size < 300_000, name
+
+
+def test_pyplot_is_not_touched():
+    import sys
+
+    assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
+
+
+def test_titles_say_what_is_seen():
+    titles = {name: figure._suptitle.get_text().replace("\n", " ") for name, figure in gallery(MODELS).items()}
+    assert titles["margins_by_length"] == "Margin below 0: SimPO without length norm. in 5 of 10 bins of length"
+    assert titles["logps_against_length"].startswith("Longer is more probable per token most in SimPO without length")
+    assert "most in SimPO (sd" in titles["margin_distributions"]
+    assert "SFT" in titles["margin_distributions"].partition("least in")[2]
+    assert titles["generations"].endswith("at worst: SimPO without length norm.")
+    alone = {name: figure._suptitle.get_text() for name, figure in gallery(SETS["one"]).items()}
+    assert not any("SimPO" in title for title in alone.values())
+    assert alone["margins_by_length"] == "No bin of length has a margin clearly below 0"
+
+
+def test_what_is_drawn_is_what_was_measured():
+    pairs = population(600, seed=3)
+    found = margins_by_length(pairs)
+    (axes,) = plots.margins_by_length({"A": found}).axes
+    line = axes.containers[0].lines[0]
+    assert line.get_xdata().tolist() == found.centres.tolist()
+    assert line.get_ydata().tolist() == [one.value for one in found.bins]
+    (axes,) = plots.margin_distributions({"A": distribution(margins(pairs))}).axes
+    assert axes.lines[0].get_ydata().tolist() == distribution(margins(pairs)).density.tolist()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_few_pairs_can_be_drawn(count, recwarn):
+    """Intervals that are not there are left out."""
+    pairs = scores([-5] * count, [-6] * count, ref_chosen=[-5] * count, ref_rejected=[-6] * count)
+    one = {
+        "margins": plots.margins_by_length({"A": margins_by_length(pairs)}),
+        "logps": plots.logps_against_length({"A": length_correlation(pairs)}),
+        "density": plots.margin_distributions({"A": distribution(margins(pairs))}),
+        "tables": plots.reward_against_likelihood({"A": contingency(pairs)}),
+        "kl": plots.divergences({"A": divergence(pairs)}),
+        "text": plots.generations({"A": generation_statistics([[]] * count, [True] * count)}),
+    }
+    for figure in one.values():
+        assert "nan" not in " ".join(text for text, _ in visible_texts(figure))
+    assert [str(warning.message) for warning in recwarn] == []
+
+
+def test_names_stay_apart():
+    assert len(style.short("x" * 100)) == 31 and style.short("SimPO") == "SimPO"
+    alike = {f"{'a' * 20}-{at}-{'b' * 20}": distribution([1.0, 2.0]) for at in range(2)}
+    (axes,) = plots.margin_distributions(alike).axes
+    assert len(set(axes.get_legend_handles_labels()[1])) == 2
+
+
+def test_looks_do_not_repeat():
+    looks = [tuple(style.look(at).values()) for at in range(21)]
+    assert len(set(looks)) == 21
+
+
+def test_nothing_to_draw_is_an_error():
+    with pytest.raises(DataError, match="needs the results of one model at least"):
+        plots.margins_by_length({})
+    with pytest.raises(DataError, match="needs a score at least"):
+        plots.accuracies({"A": {}})
+
+
+def test_without_matplotlib_the_extra_is_named(monkeypatch):
+    real = builtins.__import__
+
+    def absent(name, *args, **kwargs):
+        if name.startswith("matplotlib"):
+            raise ImportError("No module named 'matplotlib'")
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", absent)
+    with pytest.raises(ConfigError, match=r"pip install 'simpo\[plots\]'"):
+        plots.margin_distributions({"A": distribution([1.0, 2.0])})
