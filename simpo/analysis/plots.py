@@ -27,11 +27,11 @@ from simpo.analysis.style import (
     MUTED,
     canvas,
     intervals,
+    labels,
     legend,
     line_style,
     look,
     row_names,
-    short,
     styled,
     zero_line,
 )
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _T = TypeVar("_T")
-_POINTS = 2000  # of a scatter; more hide each other
+_POINTS = 6000  # of all scatters of a figure; more hide each other and make large files
 _TREND = 12  # bins of its line
 
 
@@ -54,9 +54,14 @@ def margins_by_length(results: Mapping[str, MarginsByLength], unit: str = "nats 
     """
     models = _named(results)
     below = [(name, sum(one.high < 0 for one in found.bins), len(found.bins)) for name, found in models.items()]
-    seen = ", ".join(f"{name} in {count} of {total}" for name, count, total in below if count)
-    title = f"Margin below 0: {seen} bins of length" if seen else "No bin of length has a margin clearly below 0"
-    figure, (axes,) = canvas(title, 3.6)
+    seen = [f"{name} in {count} of {total}" for name, count, total in below if count]
+    if not seen:
+        title = "No bin of length has a margin clearly below 0"
+    elif len(seen) < 3:
+        title = f"Margin below 0: {', '.join(seen)} bins of length"
+    else:
+        title = f"Margin below 0 in some bins of length: {len(seen)} of {len(models)} models"
+    figure, (axes,) = canvas(title, 3.1)
     zero_line(axes)
     axes.axvline(0, color=MUTED, linewidth=1, linestyle=":", zorder=1)
     for at, (name, found) in enumerate(models.items()):
@@ -76,18 +81,20 @@ def logps_against_length(results: Mapping[str, LengthCorrelation], side: str = "
     """
     models = _named(results)
     name, top = max(models.items(), key=lambda item: np.nan_to_num(item[1].rho.value, nan=-2.0))
-    rho = top.rho.value
-    if rho > 0:
-        title = f"Longer is more probable per token{_of(name, models, 'most in')}, ρ = {rho:.2f}"
-    else:
-        title = f"No model finds longer responses more probable: ρ up to {rho:.2f}"
+    rises = top.rho.low > 0
+    where = _of(name, models, "most in") if rises else _of(name, models, "in any model, most in")
+    title = f"Log-prob per token {'rises' if rises else 'does not clearly rise'} with length{where}"
     figure, grid = _panels(title, len(models), sharex=True, sharey=True)
     everything = np.concatenate([found.length for found in models.values()])
     for at, (axes, (name, found)) in enumerate(zip(grid, models.items(), strict=False)):
-        _scatter(axes, found, COLOURS[at % len(COLOURS)])
-        axes.set_title(f"{name}\nρ = {found.rho.value:.2f} [{found.rho.low:.2f}, {found.rho.high:.2f}]", loc="left")
-        if everything.max() > 5 * max(1.0, float(np.median(everything))):
-            axes.set_xscale("log")
+        _scatter(axes, found, COLOURS[at % len(COLOURS)], _POINTS // max(3, len(models)))
+        rho = found.rho
+        shown = "" if np.isnan(rho.value) else f"\nρ = {rho.value:.2f}"
+        axes.set_title(
+            f"{name}{shown}" + ("" if np.isnan(rho.low) else f" [{rho.low:.2f}, {rho.high:.2f}]"), loc="left"
+        )
+        if everything.max() > 5 * float(np.median(everything)):
+            _log_ticks(axes.xaxis)
     figure.supxlabel(f"length of the {side} response (tokens)", fontsize=10)
     figure.supylabel("log-prob (nats per token)", fontsize=10)
     return figure
@@ -118,8 +125,10 @@ def accuracies(results: Mapping[str, Mapping[str, Accuracy]]) -> Figure:
         raise DataError("a picture of accuracies needs a score at least; give {model: {score: accuracy(pairs)}}")
     rows = {name: found[scores[0]].share for name, found in models.items() if scores[0] in found}
     best = max(rows, key=lambda name: np.nan_to_num(rows[name].value))
-    title = f"{scores[0].capitalize()} order is right in {rows[best].value:.1%} of pairs{_of(best, models, 'at best:')}"
-    figure, (axes,) = canvas(title, 1.7 + 0.42 * len(models))
+    right = f"{scores[0].capitalize()} order is right"
+    share = f"{rows[best].value:.1%}"
+    title = f"{right} most often in {best}: {share}" if len(models) > 1 else f"{right} in {share} of pairs"
+    figure, (axes,) = canvas(title, 1.1 + 0.5 * len(models))
     for at, score in enumerate(scores):
         present = [name for name, found in models.items() if score in found]
         places = [list(models).index(name) + (at - (len(scores) - 1) / 2) * 0.22 for name in present]
@@ -127,7 +136,7 @@ def accuracies(results: Mapping[str, Mapping[str, Accuracy]]) -> Figure:
         intervals(axes, places, shares, scale=100, label=score, **look(at))
     axes.axvline(50, color=MUTED, linewidth=1, linestyle=":", zorder=1)
     row_names(axes, list(models))
-    axes.set_xlabel("pairs with the chosen response first (%); dotted: chance")
+    axes.set_xlabel("pairs with chosen first (%), dotted: chance")
     legend(figure, axes)
     return figure
 
@@ -136,24 +145,28 @@ def accuracies(results: Mapping[str, Mapping[str, Accuracy]]) -> Figure:
 def reward_against_likelihood(results: Mapping[str, Contingency]) -> Figure:
     """Order by DPO's reward against order by likelihood, a table of shares per model: figure 4b."""
     models = _named(results)
-    worst = max(models, key=lambda name: np.nan_to_num(models[name].contradicted.value))
+    worst = max(models, key=lambda name: np.nan_to_num(models[name].contradicted.value, nan=-1.0))
     part = models[worst].contradicted.value
-    title = f"Likelihood reverses {part:.0%} of what the DPO reward has right{_of(worst, models, '—')}"
-    figure, grid = _panels(title, len(models), each=2.5)
+    if np.isnan(part):
+        title = "The DPO reward puts no pair right"
+    else:
+        title = f"Likelihood reverses {part:.0%} of what the DPO reward has right{_of(worst, models, 'in')}"
+    figure, grid = _panels(title, len(models), each=2.0)
     for axes, (name, found) in zip(grid, models.items(), strict=False):
         counts = np.array([[found.both, found.reward_only], [found.likelihood_only, found.neither]])
         parts = counts / max(1, counts.sum())
         axes.imshow(parts, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-        for row in range(2):
-            for column in range(2):
-                axes.text(column, row, f"{parts[row, column]:.0%}\n({counts[row, column]:,})", ha="center",
-                          va="center", color="white" if parts[row, column] > 0.55 else INK)  # fmt: skip
+        for (row, column), part in np.ndenumerate(parts) if counts.any() else ():
+            axes.text(column, row, f"{part:.0%}\n({counts[row, column]:,})", ha="center", va="center",
+                      color="white" if part > 0.55 else INK)  # fmt: skip
+        if not counts.any():
+            axes.text(0.5, 0.5, "all pairs are tied", ha="center", va="center")
         axes.set_xticks([0, 1], ["right", "wrong"])
         axes.set_yticks([0, 1], ["right", "wrong"], rotation=90, va="center")
         axes.grid(visible=False)
         axes.tick_params(length=0)
         axes.set_title(name, loc="left")
-    figure.supxlabel("order by log-prob of the policy", fontsize=10)
+    figure.supxlabel("order by log-prob", fontsize=10)
     figure.supylabel("order by DPO reward", fontsize=10)
     return figure
 
@@ -167,8 +180,11 @@ def divergences(results: Mapping[str, Divergence], side: str = "chosen") -> Figu
     models = _named(results)
     far = max(models, key=lambda name: abs(np.nan_to_num(models[name].token.value)))
     moved = models[far].token.value
-    title = f"{side.capitalize()} responses: {moved:+.3g} nats per token{_of(far, models, 'at most, in')}"
-    figure, grid = canvas(title, 1.7 + 0.4 * len(models), 1, 2, sharey=True)
+    change = f"{moved:+.2g} nats per token"
+    title = f"{side.capitalize()} responses change " + (
+        f"most in {far}: {change}" if len(models) > 1 else f"by {change}"
+    )
+    figure, grid = canvas(title, 1.3 + 0.4 * len(models), 1, 2, sharey=True)
     for axes, unit in zip(grid, ("sequence", "token"), strict=True):
         for at, found in enumerate(models.values()):
             intervals(axes, [at], [getattr(found, unit)], **look(at))
@@ -176,7 +192,7 @@ def divergences(results: Mapping[str, Divergence], side: str = "chosen") -> Figu
         row_names(axes, list(models))
         axes.set_xlabel(f"nats per {unit}")
         axes.locator_params(axis="x", nbins=4)
-    figure.supxlabel("mean log π(y) − log π_initial(y)", fontsize=10)
+    figure.supxlabel("mean log π(y) − log π of the initial policy", fontsize=10)
     return figure
 
 
@@ -186,8 +202,10 @@ def generations(results: Mapping[str, GenerationStatistics]) -> Figure:
     models = _named(results)
     least = min(models, key=lambda name: models[name].stopped.value)
     part = models[least].stopped.value
-    title = f"{part:.0%} of responses end by themselves{_of(least, models, 'at worst:')}"
-    figure, grid = canvas(title, 2.4 + 0.6 * len(models), 2, 2, sharey=True)
+    title = f"{part:.0%} of responses end by themselves"
+    if len(models) > 1:
+        title = f"Responses end by themselves least often in {least}: {part:.0%}"
+    figure, grid = canvas(title, 1.9 + 0.8 * len(models), 2, 2, sharey=True)
     for at, (found, style) in enumerate((found, look(at)) for at, found in enumerate(models.values())):
         percentiles = found.lengths.percentiles
         grid[0].plot([percentiles[5], percentiles[95]], [at, at], color=style["color"], linewidth=1.5)
@@ -210,11 +228,10 @@ def generations(results: Mapping[str, GenerationStatistics]) -> Figure:
 
 
 def _named(results: Mapping[str, _T]) -> dict[str, _T]:
-    """By names that fit; two that would become the same stay whole."""
+    """By names that fit."""
     if not results:
         raise DataError("a picture needs the results of one model at least; give {name: result}")
-    names = [short(name) for name in results]
-    return dict(zip(results if len(set(names)) < len(names) else names, results.values(), strict=True))
+    return dict(zip(labels(results), results.values(), strict=True))
 
 
 def _of(name: str, models: Mapping[str, object], words: str) -> str:
@@ -226,15 +243,17 @@ def _panels(title: str, count: int, each: float = 2.3, **shared: Any) -> tuple[A
     """A panel per model, two in a row."""
     columns = min(2, count)
     rows = -(-count // columns)
-    figure, grid = canvas(title, 1.2 + each * rows, rows, columns, **shared)
+    figure, grid = canvas(title, 0.6 + each * rows, rows, columns, **shared)
     for axes in grid[count:]:
         axes.set_visible(False)
+    for axes in grid[max(0, count - columns) : count]:  # with shared axes only the last row would have them
+        axes.tick_params(labelbottom=True)
     return figure, grid
 
 
-def _scatter(axes: Any, found: LengthCorrelation, colour: str) -> None:
+def _scatter(axes: Any, found: LengthCorrelation, colour: str, points: int) -> None:
     count = len(found.length)
-    drawn = np.random.default_rng(0).choice(count, min(count, _POINTS), replace=False)
+    drawn = np.random.default_rng(0).choice(count, min(count, points), replace=False)
     axes.scatter(found.length[drawn], found.average[drawn], s=6, color=colour, alpha=0.25, linewidths=0)
     order = np.argsort(found.length, kind="stable")
     groups = np.array_split(order, min(_TREND, max(1, count // 10)))
@@ -242,6 +261,16 @@ def _scatter(axes: Any, found: LengthCorrelation, colour: str) -> None:
     axes.plot(middles, [np.median(found.average[group]) for group in groups], color=INK, linewidth=2)
     low, high = np.percentile(found.average, [0.5, 99.5])
     axes.update_datalim([(middles[0], low), (middles[0], high)])
+
+
+def _log_ticks(axis: Any) -> None:
+    """A log axis with ticks at 1 and 3, written out."""
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+
+    axis.axes.set_xscale("log")
+    axis.set_major_locator(LogLocator(subs=(1, 3)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
 
 
 def _densities(results: Mapping[str, Distribution], what: str, unit: str) -> Figure:
@@ -254,7 +283,7 @@ def _densities(results: Mapping[str, Distribution], what: str, unit: str) -> Fig
     else:
         ends = (f"most in {wide} (sd {widths[wide]:.2g})", f"least in {narrow} ({widths[narrow]:.2g})")
         title = f"{what.capitalize()}s spread {', '.join(ends)}"
-    figure, (axes,) = canvas(title, 3.4)
+    figure, (axes,) = canvas(title, 3.0)
     for at, (name, found) in enumerate(models.items()):
         style = look(at)
         axes.plot(found.grid, found.density, linestyle=line_style(at), color=style["color"],

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
+from itertools import takewhile
 from textwrap import wrap
 from typing import Any, ParamSpec, TypeVar
 
@@ -24,7 +26,7 @@ INK, MUTED, GRID = "#1f2933", "#616e7c", "#e4e7eb"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LINES = ("-", "--", "-.", ":")
-_NAME, _TITLE, _ROW = 31, 54, 16  # characters of a name, and of a line of a title or of a name beside a row
+_NAME, _TITLE, _ROW = 24, 50, 14  # characters of a name, and of a line of a title or of a name beside a row
 _RC: dict[Any, Any] = {
     "font.family": "DejaVu Sans",  # travels with matplotlib, so pictures look the same everywhere
     "font.size": 10,
@@ -99,23 +101,48 @@ def line_style(at: int) -> str:
     return LINES[at % len(LINES)]
 
 
-def short(name: str) -> str:
-    """A name that fits: of a long one, its two ends.
+def labels(names: Iterable[str]) -> list[str]:
+    """Names that fit and stay apart: of long ones what they share is left out, then their middle.
 
-    >>> short("outputs/llama-3-8b-base-simpo-lr-6e-7-beta-10-gamma-0.3")
-    'outputs/llama-…beta-10-gamma-0.3'
+    >>> labels(["outputs/llama-3-8b-base-simpo-gamma-0.3-beta-10", "outputs/llama-3-8b-base-simpo-gamma-0.5-beta-10"])
+    ['…simpo-gamma-0.3-beta-10', '…simpo-gamma-0.5-beta-10']
     """
-    return name if len(name) <= _NAME else f"{name[: _NAME // 2]}…{name[-(_NAME // 2) :]}"
+    words = [re.split(r"(?<=[-_/])", name) for name in names]
+    if len(words) > 1 and max(len("".join(one)) for one in words) > _NAME:
+        start = _shared(words)
+        end = _shared([one[start:][::-1] for one in words])
+        while start and _longest(words, start - 1, end) <= _NAME:
+            start -= 1
+        while end and _longest(words, start, end - 1) <= _NAME:
+            end -= 1
+        words = [["…" * (start > 0), *one[start : len(one) - end], "…" * (end > 0)] for one in words]
+    half = _NAME // 2 - 1
+    found = ["".join(one) for one in words]
+    found = [name if len(name) <= _NAME else f"{name[:half]}…{name[-half:]}" for name in found]
+    if len(set(found)) < len(found):
+        found = [f"{at}: {name[: _NAME - 4]}" for at, name in enumerate(found, start=1)]
+    return found
+
+
+def _shared(words: Sequence[Sequence[str]]) -> int:
+    """How many words all begin with."""
+    return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(*words, strict=False)))
+
+
+def _longest(words: Sequence[Sequence[str]], start: int, end: int) -> int:
+    """Characters of the longest name without so many words at its ends, which a dot each stands for."""
+    return max(len("".join(one[start : len(one) - end])) for one in words) + (start > 0) + (end > 0)
 
 
 def legend(figure: Any, axes: Any) -> None:
-    """Names below the panels; none for a single one."""
-    handles, labels = axes.get_legend_handles_labels()
-    if len(labels) > 1:
-        columns = 1 if max(map(len, labels)) > 24 else 2 if max(map(len, labels)) > 12 else 3
+    """Names below the panels, for which the figure grows; none for a single one."""
+    handles, names = axes.get_legend_handles_labels()
+    if len(names) > 1:
+        widest = max(map(len, names))
+        columns = min(len(names), 1 if widest > 20 else 2 if widest > 10 else 3)
+        figure.set_figheight(figure.get_figheight() + 0.22 * -(-len(names) // columns))
         figure.legend(
-            handles, labels, loc="outside lower center", ncols=min(columns, len(labels)), handlelength=2.6,
-            columnspacing=1.4,
+            handles, names, loc="outside lower center", ncols=columns, handlelength=2.6, columnspacing=1.4
         )  # fmt: skip
 
 
@@ -137,7 +164,7 @@ def intervals(
     found = list(estimates)
     values = scale * np.array([one.value for one in found])
     ends = scale * np.nan_to_num([[one.value - one.low for one in found], [one.high - one.value for one in found]])
-    style = {"linestyle": "none", "capsize": 3} | style
+    style = {"linestyle": "none", "capsize": 2.5, "elinewidth": 1.2} | style
     if upright:
         axes.errorbar(list(places), values, yerr=ends, **style)
     else:
@@ -146,9 +173,14 @@ def intervals(
 
 def row_names(axes: Any, names: Sequence[str]) -> None:
     """A row per name, from above."""
-    axes.set_yticks(range(len(names)), ["\n".join(wrap(name, _ROW)) for name in names])
+    axes.set_yticks(range(len(names)), ["\n".join(_two_lines(name)) for name in names])
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)
+
+
+def _two_lines(name: str) -> list[str]:
+    """A name in at most two lines, as narrow as they can be."""
+    return next(lines for width in range(_ROW, _NAME + 1) if len(lines := wrap(name, width) or [name]) <= 2)
 
 
 def zero_line(axes: Any, *, vertical: bool = False) -> None:
