@@ -1,4 +1,4 @@
-"""Numbers with their 95% intervals: shares, means, ratios, rank correlations.
+"""Numbers with their 95% intervals: shares, means, ratios, spreads, rank correlations.
 
 Every interval takes its observations as independent: with several pairs of one prompt it is too narrow.
 
@@ -79,6 +79,27 @@ def ratio(numerators: ArrayLike, denominators: ArrayLike) -> Estimate:
     error = math.sqrt(count / (count - 1) * float(np.square(a - value * b).sum())) / float(b.sum())
     half = student_quantile(count - 1) * error
     return Estimate(value, value - half, value + half, count)
+
+
+def deviation(values: ArrayLike) -> Estimate:
+    """Standard deviation s of [N] values, N - 1 in the denominator, with an approximate interval for large N:
+
+        s exp(-+ z sqrt((k - 1) / 4N)),   k = m4 / m2^2, the kurtosis: 3 of a normal distribution
+
+    NaN of fewer than 2 values; no interval of fewer than 4, or of equal ones.
+    """
+    found = np.asarray(values, dtype=np.float64)
+    count = len(found)
+    if count < 2:
+        return Estimate(_NAN, _NAN, _NAN, count)
+    centred = found - found.mean()
+    second = float(np.square(centred).mean())
+    value = math.sqrt(second * count / (count - 1))
+    if count < 4 or not second:
+        return Estimate(value, _NAN, _NAN, count)
+    kurtosis = float(np.square(np.square(centred)).mean()) / second**2
+    factor = math.exp(_Z * math.sqrt(max(0.0, kurtosis - 1) / (4 * count)))
+    return Estimate(value, value / factor, value * factor, count)
 
 
 def student_quantile(freedom: int) -> float:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from simpo.analysis import titles
 from simpo.analysis.generations import GenerationStatistics
 from simpo.analysis.statistics import (
     Accuracy,
@@ -53,15 +54,7 @@ def margins_by_length(results: Mapping[str, MarginsByLength], unit: str = "nats 
         unit: of the margins: `nats per token` of average log-probs with beta 1, `reward` with the run's beta.
     """
     models = _named(results)
-    below = [(name, sum(one.high < 0 for one in found.bins), len(found.bins)) for name, found in models.items()]
-    seen = [f"{name} in {count} of {total}" for name, count, total in below if count]
-    if not seen:
-        title = "No bin of length has a margin clearly below 0"
-    elif len(seen) < 3:
-        title = f"Margin below 0: {', '.join(seen)} bins of length"
-    else:
-        title = f"Margin below 0 in some bins of length: {len(seen)} of {len(models)} models"
-    figure, (axes,) = canvas(title, 3.1)
+    figure, (axes,) = canvas(titles.of_margins_by_length(models), 3.1)
     zero_line(axes)
     axes.axvline(0, color=MUTED, linewidth=1, linestyle=":", zorder=1)
     for at, (name, found) in enumerate(models.items()):
@@ -80,11 +73,7 @@ def logps_against_length(results: Mapping[str, LengthCorrelation], side: str = "
     One panel per model on common axes; the line joins medians of bins of equal counts.
     """
     models = _named(results)
-    name, top = max(models.items(), key=lambda item: np.nan_to_num(item[1].rho.value, nan=-2.0))
-    rises = top.rho.low > 0
-    where = _of(name, models, "most in") if rises else _of(name, models, "in any model, most in")
-    title = f"Log-prob per token {'rises' if rises else 'does not clearly rise'} with length{where}"
-    figure, grid = _panels(title, len(models), sharex=True, sharey=True)
+    figure, grid = _panels(titles.of_logps_against_length(models), len(models), sharex=True, sharey=True)
     everything = np.concatenate([found.length for found in models.values()])
     for at, (axes, (name, found)) in enumerate(zip(grid, models.items(), strict=False)):
         _scatter(axes, found, COLOURS[at % len(COLOURS)], _POINTS // max(3, len(models)))
@@ -123,17 +112,11 @@ def accuracies(results: Mapping[str, Mapping[str, Accuracy]]) -> Figure:
     scores = list(dict.fromkeys(score for found in models.values() for score in found))
     if not scores:
         raise DataError("a picture of accuracies needs a score at least; give {model: {score: accuracy(pairs)}}")
-    rows = {name: found[scores[0]].share for name, found in models.items() if scores[0] in found}
-    best = max(rows, key=lambda name: np.nan_to_num(rows[name].value))
-    right = f"{scores[0].capitalize()} order is right"
-    share = f"{rows[best].value:.1%}"
-    title = f"{right} most often in {best}: {share}" if len(models) > 1 else f"{right} in {share} of pairs"
-    figure, (axes,) = canvas(title, 1.1 + 0.5 * len(models))
+    figure, (axes,) = canvas(titles.of_accuracies(models, scores[0]), 1.1 + 0.5 * len(models))
     for at, score in enumerate(scores):
         present = [name for name, found in models.items() if score in found]
         places = [list(models).index(name) + (at - (len(scores) - 1) / 2) * 0.22 for name in present]
-        shares = [models[name][score].share for name in present]
-        intervals(axes, places, shares, scale=100, label=score, **look(at))
+        intervals(axes, places, [models[name][score].share for name in present], scale=100, label=score, **look(at))
     axes.axvline(50, color=MUTED, linewidth=1, linestyle=":", zorder=1)
     row_names(axes, list(models))
     axes.set_xlabel("pairs with chosen first (%), dotted: chance")
@@ -145,13 +128,7 @@ def accuracies(results: Mapping[str, Mapping[str, Accuracy]]) -> Figure:
 def reward_against_likelihood(results: Mapping[str, Contingency]) -> Figure:
     """Order by DPO's reward against order by likelihood, a table of shares per model: figure 4b."""
     models = _named(results)
-    worst = max(models, key=lambda name: np.nan_to_num(models[name].contradicted.value, nan=-1.0))
-    part = models[worst].contradicted.value
-    if np.isnan(part):
-        title = "The DPO reward puts no pair right"
-    else:
-        title = f"Likelihood reverses {part:.0%} of what the DPO reward has right{_of(worst, models, 'in')}"
-    figure, grid = _panels(title, len(models), each=2.0)
+    figure, grid = _panels(titles.of_contingencies(models), len(models), each=2.0)
     for axes, (name, found) in zip(grid, models.items(), strict=False):
         counts = np.array([[found.both, found.reward_only], [found.likelihood_only, found.neither]])
         parts = counts / max(1, counts.sum())
@@ -178,12 +155,7 @@ def divergences(results: Mapping[str, Divergence], side: str = "chosen") -> Figu
     `simpo.analysis.statistics.divergence` says what it estimates.
     """
     models = _named(results)
-    far = max(models, key=lambda name: abs(np.nan_to_num(models[name].token.value)))
-    moved = models[far].token.value
-    change = f"{moved:+.2g} nats per token"
-    title = f"{side.capitalize()} responses change " + (
-        f"most in {far}: {change}" if len(models) > 1 else f"by {change}"
-    )
+    title = titles.of_divergences(models, side)
     figure, grid = canvas(title, 1.3 + 0.4 * len(models), 1, 2, sharey=True)
     for axes, unit in zip(grid, ("sequence", "token"), strict=True):
         for at, found in enumerate(models.values()):
@@ -200,12 +172,7 @@ def divergences(results: Mapping[str, Divergence], side: str = "chosen") -> Figu
 def generations(results: Mapping[str, GenerationStatistics]) -> Figure:
     """Lengths, ending and repetition of sampled responses."""
     models = _named(results)
-    least = min(models, key=lambda name: models[name].stopped.value)
-    part = models[least].stopped.value
-    title = f"{part:.0%} of responses end by themselves"
-    if len(models) > 1:
-        title = f"Responses end by themselves least often in {least}: {part:.0%}"
-    figure, grid = canvas(title, 1.9 + 0.8 * len(models), 2, 2, sharey=True)
+    figure, grid = canvas(titles.of_generations(models), 1.9 + 0.8 * len(models), 2, 2, sharey=True)
     for at, (found, style) in enumerate((found, look(at)) for at, found in enumerate(models.values())):
         percentiles = found.lengths.percentiles
         grid[0].plot([percentiles[5], percentiles[95]], [at, at], color=style["color"], linewidth=1.5)
@@ -232,11 +199,6 @@ def _named(results: Mapping[str, _T]) -> dict[str, _T]:
     if not results:
         raise DataError("a picture needs the results of one model at least; give {name: result}")
     return dict(zip(labels(results), results.values(), strict=True))
-
-
-def _of(name: str, models: Mapping[str, object], words: str) -> str:
-    """Which of several models a title speaks of; nothing where there is one only."""
-    return f" {words} {name}" if len(models) > 1 else ""
 
 
 def _panels(title: str, count: int, each: float = 2.3, **shared: Any) -> tuple[Any, list[Any]]:
@@ -275,19 +237,11 @@ def _log_ticks(axis: Any) -> None:
 
 def _densities(results: Mapping[str, Distribution], what: str, unit: str) -> Figure:
     models = _named(results)
-    widths = {name: np.nan_to_num(found.deviation) for name, found in models.items()}
-    wide, narrow = max(widths, key=lambda name: widths[name]), min(widths, key=lambda name: widths[name])
-    if len(models) == 1:
-        found = models[wide]
-        title = f"{what.capitalize()}: median {found.percentiles[50]:.3g}, {found.positive.value:.0%} above 0"
-    else:
-        ends = (f"most in {wide} (sd {widths[wide]:.2g})", f"least in {narrow} ({widths[narrow]:.2g})")
-        title = f"{what.capitalize()}s spread {', '.join(ends)}"
-    figure, (axes,) = canvas(title, 3.0)
+    figure, (axes,) = canvas(titles.of_distributions(models, what), 3.0)
     for at, (name, found) in enumerate(models.items()):
         style = look(at)
         axes.plot(found.grid, found.density, linestyle=line_style(at), color=style["color"],
-                  label=f"{name}, sd {found.deviation:.2g}")  # fmt: skip
+                  label=f"{name}, sd {found.deviation.value:.2g}")  # fmt: skip
         middle = found.percentiles[50]
         axes.plot([middle], [np.interp(middle, found.grid, found.density)], **style)
     low, high = (pick(found.percentiles[p] for found in models.values()) for pick, p in ((min, 1), (max, 99)))

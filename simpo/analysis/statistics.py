@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from simpo.analysis.estimates import Estimate, mean, ratio, share, spearman
+from simpo.analysis.estimates import Estimate, deviation, mean, ratio, share, spearman
 from simpo.analysis.pairs import PairScores
 
 Reward = Literal["average", "sum", "log_ratio"]
@@ -78,14 +78,14 @@ class Distribution:
 
     Args:
         mean: with its interval.
-        deviation: standard deviation (N - 1 in the denominator); NaN of a single value.
+        deviation: standard deviation, with its interval.
         percentiles: by `PERCENTILES`.
         positive: share above 0.
         grid, density: [G] a smooth curve of the density.
     """
 
     mean: Estimate
-    deviation: float
+    deviation: Estimate
     percentiles: dict[int, float]
     positive: Estimate
     grid: np.ndarray
@@ -230,17 +230,17 @@ def distribution(values: ArrayLike) -> Distribution:
     4 widths beyond the 1st and the 99th percentile.
     """
     found = np.asarray(values, dtype=np.float64)
-    deviation = float(found.std(ddof=1)) if len(found) > 1 else float("nan")
+    spread = deviation(found)
     percentiles = {percent: float(np.percentile(found, percent)) for percent in PERCENTILES}
-    spreads = [spread for spread in (deviation, (percentiles[75] - percentiles[25]) / 1.34) if spread > 0]
+    widths = [width for width in (spread.value, (percentiles[75] - percentiles[25]) / 1.34) if width > 0]
     narrowest = 1e-4 * max(1.0, float(np.abs(found).max()))  # equal values still make a curve
-    width = max(0.9 * min(spreads, default=0.0) * len(found) ** -0.2, narrowest)
+    width = max(0.9 * min(widths, default=0.0) * len(found) ** -0.2, narrowest)
     grid = np.linspace(percentiles[1] - 4 * width, percentiles[99] + 4 * width, _POINTS)
     # point by point: memory stays that of one column
     heights = [float(np.exp(-0.5 * np.square((point - found) / width)).mean()) for point in grid]
     return Distribution(
         mean=mean(found),
-        deviation=deviation,
+        deviation=spread,
         percentiles=percentiles,
         positive=share(int((found > 0).sum()), len(found)),
         grid=grid,

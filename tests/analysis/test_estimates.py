@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from simpo.analysis.estimates import mean, ranks, ratio, share, spearman, student_quantile
+from simpo.analysis.estimates import deviation, mean, ranks, ratio, share, spearman, student_quantile
 from tests.analysis.made import rho_of
 
 SCORES = [0.3, -1.2, 2.5, 0.7, 0.1, 4.4]
@@ -57,8 +57,24 @@ def test_ratio_by_hand():
     assert (found.value, found.high) == (1, pytest.approx(1 + 12.7062 * 0.5))
 
 
+def test_deviation_by_hand():
+    # centred -3, -1, 1, 3: m2 = 5, m4 = 41, s = sqrt(20 / 3)
+    found = deviation([0, 2, 4, 6])
+    factor = math.exp(1.959964 * math.sqrt((41 / 25 - 1) / 16))
+    assert found.value == pytest.approx(math.sqrt(20 / 3))
+    assert (found.low, found.high) == pytest.approx((found.value / factor, found.value * factor), abs=1e-6)
+    assert deviation([7, 7, 7, 7]).value == 0 and math.isnan(deviation([7, 7, 7, 7]).low)
+
+
 def test_nothing_gives_nan_and_no_warning(recwarn):
-    for found in (mean([]), share(0, 0), spearman([], []), spearman([1, 1, 1], [1, 2, 3])):
+    for found in (
+        mean([]),
+        share(0, 0),
+        deviation([]),
+        deviation([1]),
+        spearman([], []),
+        spearman([1, 1, 1], [1, 2, 3]),
+    ):
         assert math.isnan(found.value) and math.isnan(found.low) and math.isnan(found.high)
     assert mean([5.0]).value == 5 and math.isnan(mean([5.0]).low)
     assert spearman([1, 2, 3], [1, 3, 2]).value == 0.5 and math.isnan(spearman([1, 2, 3], [1, 3, 2]).low)
@@ -109,6 +125,12 @@ def covered(estimates, truth):
 def test_means_are_covered():
     rng = np.random.default_rng(1)
     assert 0.917 <= covered([mean(row) for row in rng.normal(2, 3, (400, 8))], 2) <= 0.983
+
+
+def test_deviations_are_covered():
+    rng = np.random.default_rng(4)
+    for draws, truth in ((rng.normal(0, 2, (400, 500)), 2), (rng.exponential(3, (400, 2000)), 3)):
+        assert 0.917 <= covered([deviation(row) for row in draws], truth) <= 0.983
 
 
 def test_shares_are_covered():
