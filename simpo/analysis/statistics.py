@@ -9,13 +9,14 @@ Shape letters: B pairs, K bins, G points of a curve.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from simpo.analysis.estimates import Estimate, deviation, mean, ratio, share, spearman
 from simpo.analysis.pairs import PairScores
+from simpo.errors import ConfigError, DataError
 
 Reward = Literal["average", "sum", "log_ratio"]
 Side = Literal["chosen", "rejected"]
@@ -136,8 +137,12 @@ def rewards(pairs: PairScores, reward: Reward = "average", beta: float = 1.0) ->
         beta: above 0; with 1 the unit is nats, of `average` nats per token.
 
     Raises:
+        ConfigError: an unknown reward, or a beta that is not above 0.
         DataError: `log_ratio` without log-probs of the initial policy.
     """
+    _known("reward", reward, Reward)
+    if not beta > 0:
+        raise ConfigError(f"beta: {beta} gives no order of responses; write a number above 0, 1 for nats")
     if reward == "log_ratio":
         chosen, rejected = pairs.log_ratios()
     elif reward == "sum":
@@ -196,6 +201,8 @@ def margins_by_length(
     found = margins(pairs, reward, beta)
     difference = pairs.chosen_length - pairs.rejected_length
     edges = length_edges(pairs) if edges is None else np.asarray(edges)
+    if len(edges) < 2 or not (np.diff(edges) > 0).all():
+        raise DataError(f"edges of bins must rise, and be two at least; these are {edges.tolist()}")
     place = np.clip(np.digitize(difference, edges) - 1, 0, len(edges) - 2)
     groups = [place == at for at in range(len(edges) - 1)]
     return MarginsByLength(
@@ -215,11 +222,9 @@ def length_correlation(pairs: PairScores, side: Side = "chosen") -> LengthCorrel
     One side at a time: the two responses of a pair share a prompt and are not independent, as the interval of
     `simpo.analysis.estimates.spearman` asks.
     """
-    length, average = (
-        (pairs.chosen_length, pairs.chosen_average)
-        if side == "chosen"
-        else (pairs.rejected_length, pairs.rejected_average)
-    )
+    _known("side", side, Side)
+    length = pairs.chosen_length if side == "chosen" else pairs.rejected_length
+    average = pairs.chosen_average if side == "chosen" else pairs.rejected_average
     return LengthCorrelation(length, average, spearman(length, average))
 
 
@@ -291,6 +296,12 @@ def divergence(pairs: PairScores, side: Side = "chosen") -> Divergence:
     Raises:
         DataError: there are no log-probs of the initial policy.
     """
+    _known("side", side, Side)
     chosen, rejected = pairs.log_ratios()
     ratios, lengths = (chosen, pairs.chosen_length) if side == "chosen" else (rejected, pairs.rejected_length)
     return Divergence(sequence=mean(ratios), token=ratio(ratios, lengths))
+
+
+def _known(name: str, value: str, kind: Any) -> None:
+    if value not in get_args(kind):
+        raise ConfigError(f"{name}: {value!r} is not known; write {', '.join(get_args(kind))}")

@@ -2,6 +2,8 @@
 
 import builtins
 import random
+import subprocess
+import sys
 from itertools import combinations
 
 import numpy as np
@@ -163,10 +165,23 @@ def test_a_picture_is_800_pixels_wide_and_small(figures, tmp_path):
         assert width == 800 and 200 < height < 2200 and path.stat().st_size < 450_000, name
 
 
-def test_pyplot_is_not_touched():
-    import sys
+def test_drawing_loads_neither_torch_nor_pyplot():
+    code = (
+        "import sys; from simpo.analysis import plots; from simpo.analysis.statistics import distribution\n"
+        "assert not {'torch', 'matplotlib'} & set(sys.modules)\n"
+        "plots.margin_distributions({'A': distribution([1.0, 2.0])})\n"
+        "assert not {'torch', 'matplotlib.pyplot'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
-    assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
+
+def test_the_style_does_not_leak():
+    """Settings of a caller's own pictures stay as they are, and do not reach these."""
+    with matplotlib.rc_context({"font.size": 30, "axes.grid": False}):
+        before = dict(matplotlib.rcParams)
+        (axes,) = plots.margin_distributions({"A": distribution([1.0, 2.0])}).axes
+        assert dict(matplotlib.rcParams) == before
+    assert axes.xaxis.label.get_size() == 10 and axes.get_xticklabels()[0].get_size() == 10
 
 
 def test_titles_say_what_is_seen():

@@ -14,7 +14,7 @@ from simpo.analysis.statistics import (
     margins_by_length,
     rewards,
 )
-from simpo.errors import DataError
+from simpo.errors import ConfigError, DataError
 from tests.analysis.made import TokenModel, population, rho_of, scores
 
 
@@ -221,3 +221,16 @@ def test_a_known_divergence_is_covered(source, token):
     by_sequence = np.mean([one.sequence.low <= sequence <= one.sequence.high for one in found])
     assert 0.917 <= by_token <= 0.983 and 0.917 <= by_sequence <= 0.983
     assert np.mean([one.sequence.value for one in found]) == pytest.approx(sequence, rel=0.02)
+
+
+def test_what_is_not_known_is_refused():
+    pairs = scores([-1.0, -2.0], [-2.0, -1.0])
+    with pytest.raises(ConfigError, match="reward: 'mean' is not known; write average, sum, log_ratio"):
+        accuracy(pairs, "mean")
+    with pytest.raises(ConfigError, match="side: 'both' is not known; write chosen, rejected"):
+        length_correlation(pairs, "both")
+    with pytest.raises(ConfigError, match="beta: 0 gives no order"):
+        rewards(pairs, beta=0)
+    for edges in ([3], [3, 3], [1, 0]):
+        with pytest.raises(DataError, match="edges of bins must rise"):
+            margins_by_length(pairs, edges=edges)
