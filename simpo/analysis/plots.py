@@ -51,7 +51,7 @@ def margins_by_length(results: Mapping[str, MarginsByLength], unit: str = "nats 
     """Mean margin against how much longer the chosen response is: figure 2a.
 
     Args:
-        unit: of the margins: `nats per token` of average log-probs with beta 1, `reward` with the run's beta.
+        unit: of the margins: nats per token where beta is 1; else what scales them, as `beta 2.5`.
     """
     models = _named(results)
     figure, (axes,) = canvas(titles.of_margins_by_length(models), 3.1)
@@ -70,20 +70,24 @@ def margins_by_length(results: Mapping[str, MarginsByLength], unit: str = "nats 
 def logps_against_length(results: Mapping[str, LengthCorrelation], side: str = "chosen") -> Figure:
     """Log-prob per token of each response against its length, with Spearman's rho: figures 2b, 2c and 4a, table 6.
 
-    One panel per model on common axes; the line joins medians of bins of equal counts.
+    One panel per model on common axes, which leave out the outermost 0.5% of log-probs; the line joins medians of bins
+    of equal counts. `side` is the one that `length_correlation` was asked for.
     """
     models = _named(results)
     figure, grid = _panels(titles.of_logps_against_length(models), len(models), sharex=True, sharey=True)
-    everything = np.concatenate([found.length for found in models.values()])
     for at, (axes, (name, found)) in enumerate(zip(grid, models.items(), strict=False)):
         _scatter(axes, found, COLOURS[at % len(COLOURS)], _POINTS // max(3, len(models)))
-        rho = found.rho
-        shown = "" if np.isnan(rho.value) else f"\nρ = {rho.value:.2f}"
-        axes.set_title(
-            f"{name}{shown}" + ("" if np.isnan(rho.low) else f" [{rho.low:.2f}, {rho.high:.2f}]"), loc="left"
-        )
-        if everything.max() > 5 * float(np.median(everything)):
-            _log_ticks(axes.xaxis)
+        value, ends = found.rho.value, f" [{found.rho.low:.2f}, {found.rho.high:.2f}]"
+        rho = "" if np.isnan(value) else f"\nρ = {value:.2f}" + ("" if np.isnan(found.rho.low) else ends)
+        axes.set_title(name + rho, loc="left")
+    lengths, averages = (
+        np.concatenate([getattr(one, key) for one in models.values()]) for key in ("length", "average")
+    )
+    if lengths.max() > 5 * np.median(lengths):
+        _log_ticks(grid[0].xaxis)
+    low, high = np.percentile(averages, [0.25, 99.75])  # a few short responses would press all others together
+    margin = 0.1 * (high - low) + 0.01
+    grid[0].set_ylim(low - margin, high + margin)
     figure.supxlabel(f"length of the {side} response (tokens)", fontsize=10)
     figure.supylabel("log-prob (nats per token)", fontsize=10)
     return figure
@@ -181,13 +185,13 @@ def generations(results: Mapping[str, GenerationStatistics]) -> Figure:
         last = max(found.distinct)
         for axes, one in zip(grid[1:], (found.stopped, found.repeated, found.distinct[last]), strict=True):
             intervals(axes, [at], [one], scale=100, **style)
-    labels = (
+    words = (
         "tokens: median, 50%, 90%",
         "ended by itself (%)",
         "longest repeat (% of tokens)",
         f"distinct {last}-grams (%)",
     )
-    for axes, label in zip(grid, labels, strict=True):
+    for axes, label in zip(grid, words, strict=True):
         row_names(axes, list(models))
         axes.set_xlabel(label)
         axes.set_xlim(left=0) if axes is grid[0] else axes.set_xlim(-4, 104)
@@ -221,8 +225,6 @@ def _scatter(axes: Any, found: LengthCorrelation, colour: str, points: int) -> N
     groups = np.array_split(order, min(_TREND, max(1, count // 10)))
     middles = [np.median(found.length[group]) for group in groups]
     axes.plot(middles, [np.median(found.average[group]) for group in groups], color=INK, linewidth=2)
-    low, high = np.percentile(found.average, [0.5, 99.5])
-    axes.update_datalim([(middles[0], low), (middles[0], high)])
 
 
 def _log_ticks(axis: Any) -> None:

@@ -105,7 +105,7 @@ def labels(names: Iterable[str]) -> list[str]:
     """Names that fit and stay apart: of long ones what they share is left out, then their middle.
 
     >>> labels(["outputs/llama-3-8b-base-simpo-gamma-0.3-beta-10", "outputs/llama-3-8b-base-simpo-gamma-0.5-beta-10"])
-    ['…simpo-gamma-0.3-beta-10', '…simpo-gamma-0.5-beta-10']
+    ['…base-simpo-gamma-0.3-…', '…base-simpo-gamma-0.5-…']
     """
     words = [re.split(r"(?<=[-_/])", name) for name in names]
     if len(words) > 1 and max(len("".join(one)) for one in words) > _NAME:

@@ -59,6 +59,11 @@ def test_statistics_by_hand():
     assert (found.stopped.value, found.stopped.count) == (0.75, 4)
 
 
+def test_half_repeated_is_no_loop():
+    found = generation_statistics([[1, 2, 3, 4] * 2], [True])
+    assert (found.repeated.value, found.looping.value) == (0.5, 0)
+
+
 def test_a_collapsed_model_stands_apart():
     rng = random.Random(1)
     sound = [[rng.randrange(5000) for _ in range(rng.randrange(50, 300))] for _ in range(40)]

@@ -153,7 +153,7 @@ def test_titles_stand_clear_and_axes_are_labelled(figures):
             if not axes.get_visible():
                 continue
             assert not title.overlaps(axes.get_tightbbox()), name
-            own = axes.get_xlabel() or (figure._supxlabel and figure._supxlabel.get_text())
+            own = axes.get_xlabel() or (figure.get_supxlabel())
             assert own, name
 
 
@@ -185,7 +185,7 @@ def test_the_style_does_not_leak():
 
 
 def test_titles_say_what_is_seen():
-    titles = {name: figure._suptitle.get_text().replace("\n", " ") for name, figure in gallery(MODELS).items()}
+    titles = {name: figure.get_suptitle().replace("\n", " ") for name, figure in gallery(MODELS).items()}
     assert (
         titles["margins_by_length"]
         == "Margin below 0: SFT in 1 of 10, SimPO, no length norm. in 3 of 10 bins of length"
@@ -197,7 +197,7 @@ def test_titles_say_what_is_seen():
     assert titles["accuracies"] == "Reward order is right most often in SimPO: 67.5%"
     assert titles["divergences"].startswith("Chosen responses change by up to +0.25 nats per token in SimPO")
     assert titles["reward_against_likelihood"].startswith("Likelihood reverses 12% to 17% of")
-    alone = {name: figure._suptitle.get_text() for name, figure in gallery(SETS["one"]).items()}
+    alone = {name: figure.get_suptitle() for name, figure in gallery(SETS["one"]).items()}
     assert not any("SimPO" in title for title in alone.values())
     assert alone["margins_by_length"] == "No bin of length has a margin clearly below 0"
 
@@ -212,7 +212,7 @@ def test_titles_claim_no_order_that_chance_explains():
         "accuracies": plots.accuracies({name: {"reward": accuracy(pairs)} for name, pairs in made.items()}),
         "kl": plots.divergences({name: divergence(pairs.against(pairs)) for name, pairs in made.items()}),
     }
-    titles = {name: figure._suptitle.get_text().replace("\n", " ") for name, figure in drawn.items()}
+    titles = {name: figure.get_suptitle().replace("\n", " ") for name, figure in drawn.items()}
     assert titles["logps"] == "Log-prob per token does not clearly rise with length"
     assert titles["density"].startswith("Margins have sd 0.")
     assert titles["accuracies"].endswith("of pairs, none clearly ahead")
