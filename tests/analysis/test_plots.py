@@ -248,6 +248,13 @@ def test_few_pairs_can_be_drawn(count, recwarn):
     assert [str(warning.message) for warning in recwarn] == []
 
 
+def test_the_initial_policy_alone_has_sound_axes():
+    pairs = population(50, seed=0)
+    figure = plots.divergences({"SFT": divergence(pairs.against(pairs))})
+    figure.canvas.draw()
+    assert [round(float(end), 3) for end in figure.axes[1].get_xlim()] == [-0.05, 0.05]
+
+
 @pytest.mark.parametrize(
     "names",
     [["x" * 100], ["SimPO", "DPO"], list(LONG), [f"{'a' * 20}-{at}-{'b' * 20}" for at in range(3)],
