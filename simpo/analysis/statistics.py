@@ -233,8 +233,15 @@ def distribution(values: ArrayLike) -> Distribution:
 
     The curve is a Gaussian kernel estimate with Silverman's width, 0.9 min(sd, IQR / 1.34) B^(-1/5); its grid reaches
     4 widths beyond the 1st and the 99th percentile.
+
+    Raises:
+        DataError: no value, or one that is no number.
     """
     found = np.asarray(values, dtype=np.float64)
+    if not len(found) or not np.isfinite(found).all():
+        raise DataError(
+            f"a distribution needs finite numbers, one at least; {np.isfinite(found).sum()} of {len(found)} are"
+        )
     spread = deviation(found)
     percentiles = {percent: float(np.percentile(found, percent)) for percent in PERCENTILES}
     widths = [width for width in (spread.value, (percentiles[75] - percentiles[25]) / 1.34) if width > 0]

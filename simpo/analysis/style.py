@@ -141,9 +141,8 @@ def legend(figure: Any, axes: Any) -> None:
         widest = max(map(len, names))
         columns = min(len(names), 1 if widest > 20 else 2 if widest > 10 else 3)
         figure.set_figheight(figure.get_figheight() + 0.22 * -(-len(names) // columns))
-        figure.legend(
-            handles, names, loc="outside lower center", ncols=columns, handlelength=2.6, columnspacing=1.4
-        )  # fmt: skip
+        place = {"loc": "outside lower center", "ncols": columns}
+        figure.legend(handles, names, handlelength=2.6, columnspacing=1.4, **place)
 
 
 def intervals(
@@ -160,7 +159,7 @@ def intervals(
     Args:
         places: on the other axis: of the rows, or, where the intervals stand `upright`, of the columns.
         scale: 100 for percent.
-    """  # fmt: skip
+    """
     found = list(estimates)
     values = scale * np.array([one.value for one in found])
     ends = scale * np.nan_to_num([[one.value - one.low for one in found], [one.high - one.value for one in found]])

@@ -252,7 +252,7 @@ def test_the_initial_policy_alone_has_sound_axes():
     pairs = population(50, seed=0)
     figure = plots.divergences({"SFT": divergence(pairs.against(pairs))})
     figure.canvas.draw()
-    assert [round(float(end), 3) for end in figure.axes[1].get_xlim()] == [-0.05, 0.05]
+    assert [round(float(end), 3) for end in figure.axes[1].get_xlim()] == [-0.06, 0.06]
 
 
 @pytest.mark.parametrize(

@@ -231,6 +231,10 @@ def test_what_is_not_known_is_refused():
         length_correlation(pairs, "both")
     with pytest.raises(ConfigError, match="beta: 0 gives no order"):
         rewards(pairs, beta=0)
+    with pytest.raises(DataError, match="finite numbers, one at least; 1 of 2 are"):
+        distribution([1.0, float("nan")])
+    with pytest.raises(DataError, match="0 of 0 are"):
+        distribution([])
     for edges in ([3], [3, 3], [1, 0]):
         with pytest.raises(DataError, match="edges of bins must rise"):
             margins_by_length(pairs, edges=edges)
