@@ -167,7 +167,7 @@ def divergences(results: Mapping[str, Divergence], side: str = "chosen") -> Figu
         zero_line(axes, vertical=True)
         row_names(axes, list(models))
         axes.set_xlabel(f"nats per {unit}")
-        axes.locator_params(axis="x", nbins=3)
+        axes.locator_params(axis="x", nbins=4)
         if np.ptp(axes.get_xlim()) < 1e-6:  # the initial policy alone, against itself
             axes.set_xlim(-0.06, 0.06)
     figure.supxlabel("mean log π(y) − log π of the initial policy", fontsize=10)
