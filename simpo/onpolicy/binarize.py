@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,11 @@ from datasets import Dataset, DatasetDict
 
 from simpo.checks import is_number
 from simpo.data.schema import DROP_CAUSES, normalise
-from simpo.errors import ConfigError, DataError
+from simpo.errors import ConfigError, DataError, StoreError
 from simpo.onpolicy.card import dataset_card, draw_histograms
 from simpo.onpolicy.pairs import PAIR_CAUSES, Candidate, Choice, Picked, hash_of, pick_pairs
 from simpo.onpolicy.scored import ScoredPrompt, only_annotator, read_scored
+from simpo.store import read_settings_of
 
 NOT_ANNOTATED = "not annotated yet"
 FAILED = "generation or annotation failed"
@@ -127,7 +128,7 @@ def run_binarize(settings: BinarizeSettings, *, overwrite: bool = False) -> Bina
     Raises:
         ConfigError: the output folder holds something.
         DataError: the folders do not belong together, or no pair is left.
-        StoreError: a folder is missing or damaged.
+        StoreError: a folder is missing or damaged, or the disk is full.
     """
     output = Path(settings.output_dir)
     _check_output(output, overwrite)
@@ -139,14 +140,24 @@ def run_binarize(settings: BinarizeSettings, *, overwrite: bool = False) -> Bina
     report.splits = {name: len(part) for name, part in splits.items()}
     part = output.with_name(f".{output.name}.part")
     shutil.rmtree(part, ignore_errors=True)
-    DatasetDict({name: Dataset.from_list(part_rows) for name, part_rows in splits.items()}).save_to_disk(str(part))
-    picture = draw_histograms(prompts, rows, report.annotator, part / "histograms.png")
-    (part / "README.md").write_text(dataset_card(settings, report, rows, CAUSES, picture), encoding="utf-8")
-    _write_manifest(part / MANIFEST, settings, report)
-    if output.exists():
-        shutil.rmtree(output)
-    os.replace(part, output)  # the folder is there as a whole or not at all
+    try:
+        _table_of(splits).save_to_disk(str(part))
+        picture = draw_histograms(prompts, rows, report.annotator, part / "histograms.png")
+        sources = {"Responses": read_settings_of(settings.generations), "Scores": _scored_by(settings.scores)}
+        card = dataset_card(settings, report, rows, CAUSES, picture, sources)
+        (part / "README.md").write_text(card, encoding="utf-8")
+        _write_manifest(part / MANIFEST, settings, report, sources)
+        if output.exists():
+            shutil.rmtree(output)
+        os.replace(part, output)  # the folder is there as a whole or not at all
+    except OSError as error:
+        raise StoreError(
+            f"{error.filename or output}: {error.strerror or error}; responses and scores stay, give the same command "
+            "again"
+        ) from error
     print("\n".join(report.lines()))
+    if settings.test_size and "test" not in splits:
+        print(f"no split test: test_size {settings.test_size:g} of {report.kept:,} prompts is less than half a one")
     print(f"train with dataset_mixer: {{{output}: 1.0}}")
     return report
 
@@ -278,6 +289,19 @@ def split_rows(rows: Sequence[dict[str, Any]], test_size: float, seed: int) -> d
     return splits
 
 
+def _table_of(splits: Mapping[str, Sequence[dict[str, Any]]]) -> DatasetDict:
+    """Both splits with the same columns and types: `from_list` takes the columns of its first row and drops others."""
+    names = list(dict.fromkeys(name for part in splits.values() for row in part for name in row))
+    full = {split: [{name: row.get(name) for name in names} for row in part] for split, part in splits.items()}
+    features = Dataset.from_list([row for part in full.values() for row in part]).features
+    return DatasetDict({split: Dataset.from_list(part, features=features) for split, part in full.items()})
+
+
+def _scored_by(scores: str) -> dict[str, Any]:
+    """What the annotators of a scores folder are; what they scored is said beside it."""
+    return {key: value for key, value in read_settings_of(scores).items() if key != "generations"}
+
+
 def _check_output(output: Path, overwrite: bool) -> None:
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
@@ -287,6 +311,9 @@ def _check_output(output: Path, overwrite: bool) -> None:
         raise ConfigError(f"output_dir: {output} holds a data set; choose another folder, or give --overwrite")
 
 
-def _write_manifest(path: Path, settings: BinarizeSettings, report: BinarizeReport) -> None:
-    text = json.dumps({"settings": vars(settings), "report": vars(report)}, indent=2, ensure_ascii=False)
+def _write_manifest(
+    path: Path, settings: BinarizeSettings, report: BinarizeReport, sources: dict[str, dict[str, Any]]
+) -> None:
+    made_of = {name.lower(): source for name, source in sources.items()}
+    text = json.dumps({"settings": vars(settings), "report": vars(report), **made_of}, indent=2, ensure_ascii=False)
     path.write_text(text + "\n", encoding="utf-8")

@@ -25,8 +25,16 @@ def dataset_card(
     rows: Sequence[Mapping[str, Any]],
     advice: Mapping[str, str],
     picture: str | None,
+    sources: Mapping[str, Mapping[str, Any]],
 ) -> str:
-    """Markdown: what is in the data set, where it is from, what was left out and why."""
+    """Markdown: what is in the data set, where it is from, what was left out and why.
+
+    Args:
+        settings, report, rows: of `simpo binarize`.
+        advice: cause of `report.dropped` -> what to do.
+        picture: file of the histograms, where there is one.
+        sources: title -> what responses and scores were made with.
+    """
     options = {item.name: show(getattr(settings, item.name)) for item in fields(settings)}
     options["annotator"] = report.annotator
     dropped = [(cause, f"{count:,}", advice[cause.split(": ")[0]]) for cause, count in report.dropped.most_common()]
@@ -52,9 +60,16 @@ def dataset_card(
             _table(
                 ("setting", "value"), list(options.items())
             ), "",
+            *(line for title, source in sources.items() if source for line in (
+                f"## {title} made with", "", _table(("setting", "value"), _said(source)), "",
+            )),
             "Columns: `prompt`, `chosen`, `rejected` train as they are; the others say where a pair comes from.", "",
         ]
     )  # fmt: skip
+
+
+def _said(source: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [(key, show(value).replace("|", "\\|").replace("\n", " ")) for key, value in source.items()]
 
 
 def _summaries(rows: Sequence[Mapping[str, Any]]) -> list[str]:

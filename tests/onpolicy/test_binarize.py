@@ -1,5 +1,6 @@
 """`simpo binarize`: folders in, a data set out that trains as it is; every prompt accounted for."""
 
+import errno
 import json
 import random
 from collections import Counter
@@ -16,6 +17,7 @@ from simpo.cli import main
 from simpo.errors import ConfigError, DataError
 from simpo.onpolicy.binarize import BinarizeSettings, make_rows, run_binarize, split_rows
 from simpo.onpolicy.scored import ScoredPrompt
+from simpo.store import Store
 from tests.onpolicy.made import generation, scored, store_in
 
 WORDS = ["one", "two words", "three more words", "and four more words", "five"]
@@ -74,6 +76,57 @@ def test_it_trains_as_it_is(store, tmp_path, tiny_dir, capsys) -> None:
     config.write_text(f"dataset_mixer: {{{out}: 1.0}}\n")
     assert main(["train", str(config), *words, "--dry-run"]) == 0
     assert "16 to train, evaluation: eval 4" in capsys.readouterr().out
+
+
+def test_tools_of_some_prompts_are_kept_in_both_splits(store, tmp_path) -> None:
+    """`Dataset.from_list` knows the columns of its first row only."""
+    tool = [{"type": "function", "function": {"name": "look_up"}}]
+    made = [generation(row, ["a b", "c"], **({"tools": tool} if row % 5 == 4 else {})) for row in range(20)]
+    where = {"generations": store("g", made), "scores": store("s", [scored(one, rm=[1.0, 0.0]) for one in made])}
+    run_binarize(BinarizeSettings(**where, output_dir=str(tmp_path / "p"), test_size=3))
+    data = load_from_disk(str(tmp_path / "p"))
+    assert data["train"].features == data["test"].features
+    rows = [row for part in data.values() for row in part]
+    assert {row["source_row"] for row in rows if row["tools"] == json.dumps(tool)} == {4, 9, 14, 19}
+    assert sum(row["tools"] is None for row in rows) == 16
+
+
+def test_card_and_manifest_say_which_policy_and_which_annotator(tmp_path) -> None:
+    made = [generation(row, ["a b", "c"]) for row in range(3)]
+    for name, kept, identity in (
+        ("g", made, {"model_name_or_path": "org/policy", "temperature": 0.8}),
+        ("s", [scored(one, rm=[1.0, 0.0]) for one in made], {"generations": {}, "annotator rm": {"model": "org/rm|1"}}),
+    ):
+        with Store(tmp_path / name, identity) as folder:
+            for record in kept:
+                folder.append(record["id"], record)
+    run_binarize(BinarizeSettings(str(tmp_path / "g"), str(tmp_path / "s"), str(tmp_path / "p")))
+    card = (tmp_path / "p" / "README.md").read_text()
+    assert "## Responses made with\n\n| setting | value |\n| --- | --- |\n| model_name_or_path | org/policy |" in card
+    assert "org/rm\\|1" in card and "| generations | {} |" not in card
+    manifest = json.loads((tmp_path / "p" / "binarize.json").read_text())
+    assert manifest["responses"]["temperature"] == 0.8 and manifest["scores"] == {"annotator rm": {"model": "org/rm|1"}}
+
+
+def test_a_full_disk_is_one_line_and_the_same_command_goes_on(store, tmp_path, monkeypatch, capsys) -> None:
+    words = ["binarize", *(f"--{key}={value}" for key, value in folders(store).items())]
+    words += [f"--output_dir={tmp_path}/p", "--annotator=rm"]
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(datasets.DatasetDict, "save_to_disk", full)
+        assert main(words) == 2
+    assert capsys.readouterr().err == (
+        f"error: {tmp_path}/p: No space left on device; responses and scores stay, give the same command again\n"
+    )
+    assert main(words) == 0
+
+
+def test_a_share_that_holds_out_nothing_is_said(store, tmp_path, capsys) -> None:
+    run_binarize(BinarizeSettings(**folders(store), output_dir=str(tmp_path / "p"), annotator="rm", test_size=0.02))
+    assert "no split test: test_size 0.02 of 20 prompts" in capsys.readouterr().out
 
 
 def test_the_order_of_the_records_makes_no_difference(store, tmp_path) -> None:
