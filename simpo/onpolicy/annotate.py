@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -80,12 +80,24 @@ def run_annotate(settings: AnnotateSettings) -> None:
     made_with |= {f"annotator {name}": identity(kind) for name, kind in kinds.items()}
     # first, so that a wrong name leaves no folder behind that holds to it
     annotators = {name: load_annotator(kind, state.device) for name, kind in kinds.items()}
-    again = (lambda record: record["error"] is not None) if settings.retry_errors else None
+    again = _to_be_scored_again(settings) if state.is_main_process else None
     with _shared_store(Store(settings.output_dir, made_with, rank=state.process_index, again=again), state) as store:
         annotate(settings, annotators, store, state.process_index, state.num_processes)
         state.wait_for_everyone()
         if state.is_main_process:
             _report(settings, store)
+
+
+def _to_be_scored_again(settings: AnnotateSettings) -> Callable[[Record], bool]:
+    """Whether a record is of responses that were sampled again since, or has an error that is to be tried again."""
+    now = {prompt.id: fingerprint(prompt.texts) for prompt in read_generations(settings.generations)}
+
+    def again(record: Record) -> bool:
+        return record["of"] != now.get(record["id"], record["of"]) or (
+            settings.retry_errors and record["error"] is not None
+        )
+
+    return again
 
 
 @contextmanager

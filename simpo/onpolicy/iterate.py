@@ -20,15 +20,18 @@ from datasets import Dataset, DatasetDict
 from simpo.data.sources import open_source, take_split
 from simpo.errors import ConfigError
 from simpo.onpolicy.pipeline import (
+    PAIRS,
     PASSING,
     RECORDS,
     RESPONSES,
     SCORES,
     LaunchConfig,
     annotators_identity,
+    behind,
     check_record,
     child_runner,
     data_steps,
+    has_records,
     held,
     identity_of,
     resolve_launches,
@@ -42,7 +45,7 @@ from simpo.onpolicy.rounds import Measured, RoundRow, measure, pairs_in, row_of
 from simpo.onpolicy.rounds_report import write_rounds
 from simpo.onpolicy.settings import GenerateSettings
 from simpo.onpolicy.steps import Run, Step, describe_step, run_step, run_steps
-from simpo.run.folder import discard_weights
+from simpo.run.folder import checkpoints, discard_weights, is_finished
 
 # Settings of a run that its weights do not depend on.
 _PASSING_IN_TRAINING = (
@@ -157,13 +160,13 @@ def run_iterate(
     rows, prompts = _rows_of_rounds(recipe, rounds)
     plan = _Rounds(recipe, launches, rows)
     identity = _identity(recipe) | prompts
-    check_record(recipe.output_dir / RECORDS[1], identity)
+    check_record(recipe.output_dir / RECORDS[1], identity, _free_in(recipe.output_dir))
     if run is None and not plan.training(rounds).done:
         check_training(plan.training(1).settings)
     if dry_run:
         print("\n".join(describe_step(step) for step in _all_steps(plan, rounds)))
         return []
-    with held(recipe.output_dir, RECORDS[1], identity):
+    with held(recipe.output_dir, RECORDS[1], identity, _free_in):
         return _run_rounds(plan, rounds, run or child_runner(recipe.output_dir))
 
 
@@ -270,6 +273,19 @@ def _write_prompts(generate: GenerateSettings, rows: Sequence[int], folder: Path
     shutil.rmtree(part, ignore_errors=True)
     chosen.save_to_disk(str(part))
     os.replace(part, folder)
+
+
+def _free_in(folder: Path) -> tuple[str, ...]:
+    """The steps whose settings may still change: no round has left anything that depends on them."""
+    rounds = list(folder.glob("round-*"))
+    models = [one / "model" for one in rounds]
+    return behind([
+        ("generate", any(has_records(one / RESPONSES) or (one / "prompts").exists() for one in rounds)
+         or has_records(folder / "round-0" / "evaluate" / RESPONSES)),
+        ("annotate", any(has_records(one / SCORES) for one in rounds)),
+        ("binarize", any((one / PAIRS).exists() for one in rounds)),
+        ("train", any(checkpoints(model) or is_finished(model) for model in models)),
+    ])  # fmt: skip
 
 
 def _identity(recipe: Recipe) -> dict[str, Any]:

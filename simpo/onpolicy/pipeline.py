@@ -59,10 +59,10 @@ def run_onpolicy(
     steps = data_steps(recipe, recipe.generate, recipe.output_dir, launches)
     check_surroundings([recipe.generate], recipe.annotate.annotators)
     if dry_run:
-        check_record(recipe.output_dir / RECORDS[0], identity_of(recipe))
+        check_record(recipe.output_dir / RECORDS[0], identity_of(recipe), free_in(recipe.output_dir))
         print("\n".join(describe_step(step) for step in steps))
         return
-    with held(recipe.output_dir, RECORDS[0], identity_of(recipe)):
+    with held(recipe.output_dir, RECORDS[0], identity_of(recipe), free_in):
         run_steps(steps, run or child_runner(recipe.output_dir), say)
 
 
@@ -132,8 +132,33 @@ def annotators_identity(section: str, annotators: Mapping[str, Any]) -> dict[str
     return {f"{section}.{name}.{key}": value for name, kind in kinds.items() for key, value in identity(kind).items()}
 
 
-def check_record(file: Path, settings: Mapping[str, Any]) -> None:
+def free_in(folder: Path) -> tuple[str, ...]:
+    """The steps of `simpo onpolicy` whose settings may still change."""
+    return behind([
+        ("generate", has_records(folder / RESPONSES)),
+        ("annotate", has_records(folder / SCORES)),
+        ("binarize", (folder / PAIRS).exists()),
+    ])  # fmt: skip
+
+
+def behind(steps: Sequence[tuple[str, bool]]) -> tuple[str, ...]:
+    """The steps behind the last one that has left something; what a step leaves depends on those before it as well."""
+    begun = max((number for number, (_, left) in enumerate(steps, start=1) if left), default=0)
+    return tuple(name for name, _ in steps[begun:])
+
+
+def has_records(folder: Path) -> bool:
+    """Whether a store holds anything; it need not be there."""
+    return any(path.stat().st_size for path in folder.glob("records-*.jsonl"))
+
+
+def check_record(file: Path, settings: Mapping[str, Any], free: Sequence[str] = ()) -> None:
     """Refuse a folder that holds something else, or what was made with other settings.
+
+    Args:
+        file: what the folder was made with.
+        settings: what it would be gone on with.
+        free: sections that may differ.
 
     Raises:
         ConfigError: with every difference.
@@ -150,7 +175,7 @@ def check_record(file: Path, settings: Mapping[str, Any]) -> None:
     changed = [
         f"{key}: {json.dumps(before.get(key))} there, {json.dumps(now.get(key))} now"
         for key in {**before, **now}
-        if before.get(key) != now.get(key)
+        if before.get(key) != now.get(key) and key.partition(".")[0] not in free
     ]
     if changed:
         raise ConfigError(
@@ -160,17 +185,26 @@ def check_record(file: Path, settings: Mapping[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def held(folder: Path, record: str, settings: Mapping[str, Any]) -> Iterator[None]:
+def held(
+    folder: Path, record: str, settings: Mapping[str, Any], free: Callable[[Path], Sequence[str]] = lambda _: ()
+) -> Iterator[None]:
     """The folder, held against a second command; what it is made with is written down, or compared.
+
+    Args:
+        folder: of the command.
+        record: name of the file in it that says what it is made with.
+        settings: as for `check_record`.
+        free: the sections of a folder that may differ from those that are written down, as for `check_record`.
 
     Raises:
         ConfigError: another command uses it, or as `check_record`.
     """
-    check_record(folder / record, settings)
+    check_record(folder / record, settings, free(folder))
     folder.mkdir(parents=True, exist_ok=True)
     with sole_owner(folder / _LOCK, f"output_dir: another process works in {folder}; wait for it, or choose another"):
-        check_record(folder / record, settings)
         stop_left_over(folder / _NOTE)  # before any step is looked at: it may be writing still
-        if not (folder / record).exists():
+        check_record(folder / record, settings, free(folder))
+        text = json.loads((folder / record).read_text(encoding="utf-8")) if (folder / record).exists() else None
+        if text != json.loads(json.dumps(dict(settings))):
             write_whole(folder / record, dict(settings))
         yield

@@ -53,7 +53,7 @@ class Store:
 
     Args:
         folder: made if missing; empty, or a store with the same settings.
-        settings: what the records depend on, as JSON; a store made with other ones is refused.
+        settings: what the records depend on, as JSON; a store with records made with other ones is refused.
         rank: number of this process, from 0.
         again: finished records for which it is true are taken out when rank 0 enters, to be done again.
         shard_bytes: size of a records file from which on another one is begun.
@@ -157,12 +157,17 @@ class Store:
                 raise StoreError(
                     f"{self.folder}: holds files of something else ({', '.join(others[:3])}); choose an empty folder"
                 )
-            write_whole(self.folder / SETTINGS_FILE, {"format": FORMAT, "settings": self.settings})
+            self._write_settings()
+        elif read_settings_of(self.folder) != self.settings and not places_in(self.folder):
+            self._write_settings()  # nothing was made with the former ones
         _check_settings(self.folder, self.settings)
         mend(self.folder)
         if self._again is not None and take_out(self.folder, self._again):
             (self.folder / SUMMARY_FILE).unlink(missing_ok=True)
             mend(self.folder)
+
+    def _write_settings(self) -> None:
+        write_whole(self.folder / SETTINGS_FILE, {"format": FORMAT, "settings": self.settings})
 
     def _open_shard(self) -> tuple[Path, int]:
         """The file to append to and its size; it is opened, or followed by a new one where it is full."""

@@ -25,7 +25,7 @@ from simpo.onpolicy.annotate import AnnotateSettings, AnnotatorBroken, annotate,
 from simpo.onpolicy.annotators.base import Item
 from simpo.onpolicy.annotators.function import FunctionAnnotator
 from simpo.onpolicy.annotators.judge import Judge, read_template
-from simpo.onpolicy.annotators.kinds import JudgeSettings
+from simpo.onpolicy.annotators.kinds import JudgeSettings, RewardModelSettings, identity
 from simpo.store import Store, read_records, read_summary
 from tests.launching import run
 from tests.onpolicy.made import generation, store_in
@@ -130,6 +130,42 @@ def test_errors_are_tried_again_when_asked(store, tmp_path, monkeypatch) -> None
     assert all(record["error"] for record in read_records(tmp_path / "s"))
     run_annotate(options(generations, tmp_path / "s", retry_errors=True))
     assert [record["scores"] for record in read_records(tmp_path / "s")] == [{"length": [1, 2, 3]}] * 3
+
+
+def test_responses_that_were_sampled_again_are_scored_again(store, tmp_path) -> None:
+    generations = store("g", [generation(row, TEXTS) for row in range(3)])
+    run_annotate(options(generations, tmp_path / "s"))
+    with Store(generations, {}, again=lambda record: record["row"] == 1) as again:
+        again.append("p1", generation(1, ["now of", "two"]))
+    run_annotate(options(generations, tmp_path / "s"))
+    assert [record["scores"]["length"] for record in read_records(tmp_path / "s")] == [[1, 2, 3], [2, 1], [1, 2, 3]]
+    assert read_summary(tmp_path / "s") is not None
+
+
+def test_a_template_that_was_edited_is_another_one(store, tmp_path) -> None:
+    template = tmp_path / "ask.jinja"
+    template.write_text("one")
+    settings = JudgeSettings("m", "http://localhost:1/v1", prompt_template=str(template))
+    before = identity(settings)
+    assert identity(settings) == before and before["prompt_template"].startswith(f"{template} (")
+    template.write_text("two")
+    assert identity(settings) != before
+    inline = RewardModelSettings("m", chat_template="{{ messages }}" * 999)
+    assert identity(inline)["chat_template"] == inline.chat_template
+
+
+def test_other_settings_after_an_annotator_that_kept_nothing(store, tmp_path, monkeypatch) -> None:
+    generations = store("g", [generation(row, TEXTS) for row in range(3)])
+    code = "def broken(p, r):\n    return [float('nan')] * 3\n\n\ndef good(p, r):\n    return [1, 2, 3]\n"
+    (tmp_path / "checks.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "checks", raising=False)
+    of = {name: {"f": {"kind": "function", "function": f"checks:{name}"}} for name in ("broken", "good")}
+    with pytest.raises(AnnotatorBroken):
+        run_annotate(options(generations, tmp_path / "s", annotators=of["broken"]))
+    run_annotate(options(generations, tmp_path / "s", annotators=of["good"]))
+    with pytest.raises(StoreError, match="made with other settings"):
+        run_annotate(options(generations, tmp_path / "s", annotators=of["broken"]))
 
 
 def test_an_annotator_that_knows_no_number(store, tmp_path) -> None:

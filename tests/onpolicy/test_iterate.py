@@ -161,6 +161,18 @@ def test_other_settings_are_refused(path: Path) -> None:
     assert "  prompts_per_round: null there, 6 now" in lines
 
 
+def test_settings_of_steps_that_no_round_has_taken_may_change(path: Path) -> None:
+    fails = Played(lambda verb, _: 2 if verb == "train" else None)
+    with pytest.raises(StepFailed, match="round-1: train ended"):
+        iterate(path, 1, ["--train.learning_rate=9"], run=fails)
+    for word in ("--generate.top_p=0.5", "--binarize.test_size=3", "--evaluate.max_prompts=2"):
+        with pytest.raises(ConfigError, match="was made with other settings"):
+            iterate(path, 1, [word])
+    assert iterate(path, 1, ["--train.learning_rate=2e-3"])[0].ran == steps_of(1)[3:]
+    with pytest.raises(ConfigError, match=r"train.learning_rate: 0.002 there, 0.003 now"):
+        iterate(path, 2, ["--train.learning_rate=3e-3"])
+
+
 def test_what_cannot_go_round_is_refused_first(path: Path, tmp_path: Path) -> None:
     def refuse(words: Sequence[str], rounds: int = 2) -> str:
         played = Played()

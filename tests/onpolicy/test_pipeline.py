@@ -1,6 +1,7 @@
 """`simpo onpolicy`: steps in their order, what is not run again, what is refused; and once with real processes."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -94,6 +95,22 @@ def test_other_settings_are_refused_and_other_devices_are_not(path: Path) -> Non
     sys.modules.pop("e_counter", None)
     with pytest.raises(ConfigError, match=r'annotate.es.function: "e_counter:count" there, "e_counter:other" now'):
         onpolicy(path, [f"--annotate.annotators={other}"])
+
+
+def test_settings_of_steps_that_have_left_nothing_may_change(path: Path, tmp_path: Path) -> None:
+    """Else a margin that leaves no pair would cost all the samples."""
+    with pytest.raises(StepFailed, match="binarize ended with"):
+        onpolicy(path, ["--binarize.min_margin=9"], run=Played(lambda verb, _: 2 if verb == "binarize" else None))
+    with pytest.raises(ConfigError, match=r"generate.temperature: 0.8 there, 0.5 now\nUse"):
+        onpolicy(path, ["--generate.temperature=0.5", "--binarize.min_margin=0"])
+    assert onpolicy(path, ["--binarize.min_margin=0"]).ran == ["binarize out"]
+    with pytest.raises(ConfigError, match=r"binarize.min_margin: 0.0 there, 9.0 now"):
+        onpolicy(path, ["--binarize.min_margin=9"])
+    shutil.rmtree(tmp_path / "out" / "scores")  # the pairs depend on them still
+    with pytest.raises(ConfigError, match=r"binarize.min_margin: 0.0 there"):
+        onpolicy(path, ["--binarize.min_margin=9"])
+    shutil.rmtree(tmp_path / "out" / "pairs")
+    assert onpolicy(path, ["--binarize.test_size=3"]).ran == ["annotate out", "binarize out"]
 
 
 def test_a_folder_of_something_else_and_a_second_driver_are_refused(path: Path, tmp_path: Path) -> None:

@@ -113,6 +113,16 @@ def test_other_settings_are_named(tmp_path: Path) -> None:
     fill(tmp_path, range(2, 3))
 
 
+def test_settings_that_no_record_was_made_with_hold_nobody(tmp_path: Path) -> None:
+    with Store(tmp_path, {"dtype": "float16"}):
+        pass
+    with Store(tmp_path, {"dtype": "float32"}) as store:
+        store.append("a", {})
+    before = Store(tmp_path, {"dtype": "float16"})
+    with pytest.raises(StoreError, match='dtype: "float32" there, "float16" now'), before:
+        pass
+
+
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(StoreError, match=r"something else \(thesis.tex\)"):

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from hashlib import sha256
 from typing import Any, Literal
 
 from simpo.checks import is_number
@@ -13,6 +14,10 @@ from simpo.errors import ConfigError
 from simpo.settings.nested import fit_mapping, nearest
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
+
+
+_FILES = ("chat_template", "prompt_template")
+"""Settings that may name a file."""
 
 
 def _check_count(name: str, value: int) -> None:
@@ -152,9 +157,18 @@ def read_annotators(value: Mapping[str, Any]) -> dict[str, AnySettings]:
 
 
 def identity(settings: AnySettings) -> dict[str, Any]:
-    """What scores depend on, for the check that a folder goes on with the same annotators."""
+    """What scores depend on, for the check that a folder goes on with the same annotators. Of templates the text
+    counts: a file that is edited between two starts is another one."""
     passing = {"max_batch_tokens", "max_in_flight", "base_urls", "api_key_env"}
     return {
         "kind": next(kind for kind, owner in KINDS.items() if isinstance(settings, owner)),
-        **{item.name: getattr(settings, item.name) for item in fields(settings) if item.name not in passing},
-    }
+        **{item.name: _content(getattr(settings, item.name), item.name in _FILES)
+           for item in fields(settings) if item.name not in passing},
+    }  # fmt: skip
+
+
+def _content(value: Any, may_be_file: bool) -> Any:
+    if not may_be_file or value is None or not os.path.isfile(file := os.path.expanduser(value)):
+        return value
+    with open(file, "rb") as opened:
+        return f"{value} ({sha256(opened.read()).hexdigest()[:12]})"
