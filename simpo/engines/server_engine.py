@@ -1,7 +1,7 @@
 """Sampling through servers that speak OpenAI's protocol: vLLM, SGLang, TGI, `transformers serve` and others.
 
 What can go wrong, and what follows:
-    429, 503                            the server is busy: wait, as long as it asks, and try again
+    429, 503, 502                       the server is busy, or away behind a proxy: wait as long as it asks, try again
     no connection                       another server, or wait for this one; the run ends when none answers for long
     other 5xx, time-outs, broken JSON   try again, a bounded number of times; then the request has failed
     400, 413, 422, content filters      this request is refused: it has failed, the others go on
@@ -27,7 +27,7 @@ from simpo.errors import EngineError
 
 Api = Literal["tokens", "text", "chat"]
 
-_BUSY = {429, 503}
+_BUSY = {429, 502, 503}
 _REFUSED = {400, 413, 422}
 _HOPELESS = {401, 403, 404, 405}
 _ENDS: dict[Any, FinishReason] = {

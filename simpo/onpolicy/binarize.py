@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict
+from filelock import FileLock, Timeout
 
 from simpo.checks import is_number
 from simpo.data.schema import DROP_CAUSES, normalise
@@ -126,12 +128,17 @@ def run_binarize(settings: BinarizeSettings, *, overwrite: bool = False) -> Bina
     """Make the data set and its card, and print the account.
 
     Raises:
-        ConfigError: the output folder holds something.
+        ConfigError: the output folder holds something, or another process writes it.
         DataError: the folders do not belong together, or no pair is left.
         StoreError: a folder is missing or damaged, or the disk is full.
     """
     output = Path(settings.output_dir)
-    _check_output(output, overwrite)
+    with _sole_writer(output):
+        _check_output(output, overwrite)
+        return _binarize(settings, output)
+
+
+def _binarize(settings: BinarizeSettings, output: Path) -> BinarizeReport:
     prompts = list(read_scored(settings.generations, settings.scores))
     rows, report = make_rows(prompts, settings)
     if not rows:
@@ -156,6 +163,10 @@ def run_binarize(settings: BinarizeSettings, *, overwrite: bool = False) -> Bina
             "again"
         ) from error
     print("\n".join(report.lines()))
+    cut = sum(row["finish_reasons"][row["chosen_index"]] == "length" for row in rows)
+    if cut:
+        print(f"  {cut:,} of {len(rows):,} pairs: the chosen response was cut, and training ends it there; "
+              "drop_cut_off: true leaves such responses out")  # fmt: skip
     if settings.test_size and "test" not in splits:
         print(f"no split test: test_size {settings.test_size:g} of {report.kept:,} prompts is less than half a one")
     print(f"train with dataset_mixer: {{{output}: 1.0}}")
@@ -287,6 +298,21 @@ def split_rows(rows: Sequence[dict[str, Any]], test_size: float, seed: int) -> d
     if held_out:
         splits["test"] = [row for row, key in zip(rows, keys, strict=True) if key in held_out]
     return splits
+
+
+@contextlib.contextmanager
+def _sole_writer(output: Path) -> Iterator[None]:
+    """Nobody else writes the folder meanwhile. The lock lies beside it, since the folder is replaced as a whole."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(output.with_name(f".{output.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ConfigError(f"output_dir: another process writes {output}; wait for it, or choose another") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _table_of(splits: Mapping[str, Sequence[dict[str, Any]]]) -> DatasetDict:

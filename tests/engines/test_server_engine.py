@@ -131,6 +131,20 @@ def test_a_request_that_keeps_failing_is_recorded_and_the_others_go_on() -> None
     assert "HTTP 429" in failed[4]
 
 
+def test_a_server_that_is_restarted_behind_a_proxy_loses_nothing() -> None:
+    began = time.monotonic()
+
+    def script(handler: Handler, body: dict[str, Any]) -> None:
+        if time.monotonic() - began < 0.5:
+            handler.send(502, "bad gateway")
+        else:
+            echo(handler, body)
+
+    with Server(script) as server:
+        found = run([server.url], requests_of(8), retries=1, patience=20)
+    assert len(found) == 8 and all(isinstance(sample, Sample) for sample in found)
+
+
 def test_no_more_requests_are_under_way_than_allowed() -> None:
     def script(handler: Handler, body: dict[str, Any]) -> None:
         time.sleep(0.02)

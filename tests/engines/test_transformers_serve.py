@@ -51,7 +51,7 @@ def test_the_same_responses_as_in_process_and_a_restart_loses_nothing(
             assert texts_of(settings) == texts_of(here)
 
         many = settings_of(
-            tiny_dir, tmp_path, "many", 60, server_api="text", temperature=0.8, num_responses=2, server_retries=50,
+            tiny_dir, tmp_path, "many", 60, server_api="text", temperature=0.8, num_responses=2,
             **there,
         )  # fmt: skip
         restarted = threading.Event()

@@ -10,6 +10,7 @@ from typing import Any
 import datasets
 import pytest
 from datasets import load_from_disk
+from filelock import FileLock
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -122,6 +123,22 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(store, tmp_path, m
         f"error: {tmp_path}/p: No space left on device; responses and scores stay, give the same command again\n"
     )
     assert main(words) == 0
+
+
+def test_a_second_process_is_refused(store, tmp_path) -> None:
+    settings = BinarizeSettings(**folders(store), output_dir=str(tmp_path / "new" / "p"), annotator="rm")
+    (tmp_path / "new").mkdir()
+    with FileLock(tmp_path / "new" / ".p.lock"), pytest.raises(ConfigError, match=r"another process writes .*p; wait"):
+        run_binarize(settings)
+    assert not (tmp_path / "new" / "p").exists()
+    run_binarize(settings)
+
+
+def test_chosen_responses_that_were_cut_are_counted(store, tmp_path, capsys) -> None:
+    made = [generation(0, ["a b c…", "c"]), generation(1, ["a b", "c…"])]
+    where = {"generations": store("g", made), "scores": store("s", [scored(one, rm=[1.0, 0.0]) for one in made])}
+    run_binarize(BinarizeSettings(**where, output_dir=str(tmp_path / "p")))
+    assert "1 of 2 pairs: the chosen response was cut" in capsys.readouterr().out
 
 
 def test_a_share_that_holds_out_nothing_is_said(store, tmp_path, capsys) -> None:
