@@ -1,6 +1,7 @@
 """The command line: speed, the division of words, errors, launching, and the script of the published launch line."""
 
 import argparse
+import errno
 import os
 import subprocess
 import sys
@@ -295,3 +296,20 @@ def test_accelerate_launch(start: tuple[str, ...], config: str) -> None:
 def test_execution_replaces_the_process(config: str) -> None:
     answer = simpo_process("train", config, "--accelerate", "cpu", "--beta", "high")
     assert answer.returncode == 2 and "--beta: high has the wrong type" in answer.stderr
+
+
+def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(number: int) -> Any:
+        def run(*_: Any, **__: Any) -> None:
+            raise OSError(number, os.strerror(number), "out/process.json")
+
+        return run
+
+    monkeypatch.setattr("simpo.onpolicy.pipeline.run_onpolicy", fail(errno.ENOSPC))
+    assert cli.main(["onpolicy", "any.yaml"]) == 2
+    assert capsys.readouterr().err == (
+        "error: out/process.json: No space left on device; make room, then give the same command again\n"
+    )
+    monkeypatch.setattr("simpo.onpolicy.pipeline.run_onpolicy", fail(errno.EIO))
+    with pytest.raises(OSError, match="Input/output error"):
+        cli.main(["onpolicy", "any.yaml"])

@@ -1,6 +1,7 @@
 """`simpo VERB`: arguments are read first; torch, transformers and the settings are imported when a verb runs."""
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -72,6 +73,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         # A mistake in the settings is the same on every process: one of them says it.
         if rank == "0" or not isinstance(error, ConfigError):
             print(f"error: {error}" if rank == "0" else f"error (process {rank}): {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {where}{error.strerror}; make room, then give the same command again", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
