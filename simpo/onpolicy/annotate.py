@@ -203,11 +203,18 @@ def _try(annotator: Annotator, items: Sequence[Item]) -> tuple[list[Scored], str
 
 def _with_some_number(name: str, found: list[Scored], items: Sequence[Item]) -> list[Scored]:
     scores = [score for one in found for score in one.scores]
-    if scores and all(score is not None and not math.isfinite(score) for score in scores):
+    if not scores or any(score is not None and math.isfinite(score) for score in scores):
+        return found
+    what = f"e.g. {items[0].id} (row {items[0].row})"
+    numbers = [score for score in scores if score is not None]
+    if numbers:
         raise AnnotatorBroken(
-            f"annotator {name} gives {scores[0]} to every response of {len(items)} prompts, e.g. {items[0].id} "
-            f"(row {items[0].row}); a reward model in float16 may need dtype: bfloat16 or float32"
+            f"annotator {name} gives {numbers[0]} to every response of {len(items)} prompts, {what}; a reward model in "
+            "float16 may need dtype: bfloat16 or float32"
         )
+    problems = [problem for one in found for problem in one.problems]
+    if problems:  # a function may have no opinion on these, and then says no reason
+        raise AnnotatorBroken(f"annotator {name} scores no response of {len(items)} prompts, {what}: {problems[0]}")
     return found
 
 

@@ -172,6 +172,14 @@ def test_an_annotator_that_knows_no_number(store, tmp_path) -> None:
     generations = store("g", [generation(row, TEXTS) for row in range(3)])
     with pytest.raises(AnnotatorBroken, match="f gives nan to every response of 3 prompts"):
         run_function(lambda prompt, responses: [math.nan] * 3, generations, tmp_path / "s")
+    settings = JudgeSettings("m", "http://localhost:1/v1")
+    silent = Judge(settings, FakeJudge(lambda *_: "I cannot say."))
+    with (
+        Store(tmp_path / "j", {}) as judged,
+        pytest.raises(AnnotatorBroken, match=r"j scores no response of 3 .*verdict"),
+    ):
+        annotate(options(generations, tmp_path), {"j": silent}, judged)
+    assert len(run_function(lambda prompt, responses: [None] * 3, generations, tmp_path / "none")) == 3
 
 
 def test_going_on_repeats_nothing(store, tmp_path) -> None:
