@@ -133,44 +133,49 @@ def run_binarize(settings: BinarizeSettings, *, overwrite: bool = False) -> Bina
         StoreError: a folder is missing or damaged, or the disk is full.
     """
     output = Path(settings.output_dir)
-    with _sole_writer(output):
-        _check_output(output, overwrite)
-        return _binarize(settings, output)
-
-
-def _binarize(settings: BinarizeSettings, output: Path) -> BinarizeReport:
+    _check_output(output, overwrite)
     prompts = list(read_scored(settings.generations, settings.scores))
     rows, report = make_rows(prompts, settings)
     if not rows:
         raise DataError("no pair is left\n" + "\n".join(report.lines()))
     splits = split_rows(rows, settings.test_size, settings.seed)
     report.splits = {name: len(part) for name, part in splits.items()}
-    part = output.with_name(f".{output.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
+    sources = {"Responses": read_settings_of(settings.generations), "Scores": _scored_by(settings.scores)}
     try:
-        _table_of(splits).save_to_disk(str(part))
-        picture = draw_histograms(prompts, rows, report.annotator, part / "histograms.png")
-        sources = {"Responses": read_settings_of(settings.generations), "Scores": _scored_by(settings.scores)}
-        card = dataset_card(settings, report, rows, CAUSES, picture, sources)
-        (part / "README.md").write_text(card, encoding="utf-8")
-        _write_manifest(part / MANIFEST, settings, report, sources)
-        if output.exists():
-            shutil.rmtree(output)
-        os.replace(part, output)  # the folder is there as a whole or not at all
+        with _sole_writer(output):
+            _check_output(output, overwrite)
+            part = output.with_name(f".{output.name}.part")
+            shutil.rmtree(part, ignore_errors=True)
+            _table_of(splits).save_to_disk(str(part))
+            picture = draw_histograms(prompts, rows, report.annotator, part / "histograms.png")
+            card = dataset_card(settings, report, rows, CAUSES, picture, sources)
+            (part / "README.md").write_text(card, encoding="utf-8")
+            _write_manifest(part / MANIFEST, settings, report, sources)
+            if output.exists():
+                shutil.rmtree(output)
+            os.replace(part, output)  # the folder is there as a whole or not at all
     except OSError as error:
         raise StoreError(
             f"{error.filename or output}: {error.strerror or error}; responses and scores stay, give the same command "
             "again"
         ) from error
-    print("\n".join(report.lines()))
-    cut = sum(row["finish_reasons"][row["chosen_index"]] == "length" for row in rows)
-    if cut:
-        print(f"  {cut:,} of {len(rows):,} pairs: the chosen response was cut, and training ends it there; "
-              "drop_cut_off: true leaves such responses out")  # fmt: skip
-    if settings.test_size and "test" not in splits:
-        print(f"no split test: test_size {settings.test_size:g} of {report.kept:,} prompts is less than half a one")
+    print("\n".join([*report.lines(), *_remarks(rows, splits, settings, report)]))
     print(f"train with dataset_mixer: {{{output}: 1.0}}")
     return report
+
+
+def _remarks(
+    rows: Sequence[dict[str, Any]], splits: Mapping[str, Any], settings: BinarizeSettings, report: BinarizeReport
+) -> list[str]:
+    lines = []
+    cut = sum(row["finish_reasons"][row["chosen_index"]] == "length" for row in rows)
+    if cut:
+        lines.append(f"  {cut:,} of {len(rows):,} pairs: the chosen response was cut, and training ends it there; "
+                     "drop_cut_off: true leaves such responses out")  # fmt: skip
+    if settings.test_size and "test" not in splits:
+        lines.append(f"  no split test: test_size {settings.test_size:g} of {report.kept:,} prompts is less than half "
+                     "a one")  # fmt: skip
+    return lines
 
 
 def make_rows(
