@@ -86,7 +86,7 @@ class ServerEngine:
         options: which servers, and how patient to be.
 
     Raises (while generating):
-        EngineError: no server answers for `patience` seconds, or they refuse the key or the model.
+        EngineError: no server answers, or all are busy, for `patience` seconds; or they refuse the key or the model.
     """
 
     batch_size: int | None = None
@@ -96,6 +96,9 @@ class ServerEngine:
         self._turns = itertools.count()
         self._resting = dict.fromkeys(options.urls, 0.0)  # url -> moment until which another one is preferred
         self._answered = time.monotonic()  # when a server was last heard of
+        self._served = self._answered  # when a request last got through
+        self._numbers = itertools.count()
+        self._waiting: dict[int, bool] = {}  # request -> whether its last attempt found the server busy
         self._client: httpx2.AsyncClient | None = None
         # A loop of its own, so that it works where one is running already; a daemon, so that nothing waits for it
         self._loop = asyncio.new_event_loop()
@@ -127,7 +130,7 @@ class ServerEngine:
     def generate(self, requests: Iterable[Request]) -> Iterator[Result]:
         """Sample each request; at most `max_in_flight` are under way, and a new one is taken when one is done."""
         numbered = enumerate(requests)
-        self._answered = time.monotonic()
+        self._answered = self._served = time.monotonic()
         under_way: dict[Future[Sample | Failure], int] = {}
         try:
             while True:
@@ -147,19 +150,34 @@ class ServerEngine:
         Raises:
             EngineError: no request can succeed.
         """
-        faults, began = 0, time.monotonic()
+        faults, began, number = 0, time.monotonic(), next(self._numbers)
         for attempt in itertools.count():
             url = self._next_url()
             try:
-                return await self._ask(url, request)
+                found = await self._ask(url, request)
+                self._waiting.pop(number, None)
+                return found
             except _Fault as fault:
                 self._judge(url, fault, began)
                 faults += not (fault.busy or isinstance(fault, _Unreachable))
-                if faults > self.options.retries or (fault.busy and self._since(began) > self.options.patience):
+                self._waiting[number] = fault.busy
+                waited = fault.busy and self._since(began) > self.options.patience
+                if waited and self._all_wait():
+                    raise EngineError(
+                        f"no request got through for {self.options.patience:g} seconds: {fault}; what was done stays, "
+                        "and the same command goes on from there"
+                    ) from fault
+                if faults > self.options.retries or waited:
+                    self._waiting.pop(number, None)
                     return Failure(f"{fault} ({attempt + 1} attempts)")
                 pause = min(self.options.pause * 2 ** min(attempt, 10), _LONGEST_PAUSE)
                 await asyncio.sleep(max(random.uniform(pause / 2, pause), fault.wait))
         raise AssertionError
+
+    def _all_wait(self) -> bool:
+        """Whether servers have no room for anybody: nothing gets through, and not only a few odd requests are left."""
+        enough = max(2, self.options.max_in_flight // 2)
+        return self._since(self._served) > self.options.patience and sum(self._waiting.values()) >= enough
 
     def _new_client(self) -> httpx2.AsyncClient:
         headers = {"Authorization": f"Bearer {self.options.api_key}"} if self.options.api_key else {}
@@ -206,7 +224,7 @@ class ServerEngine:
             raise _Fault(f"{url}: {self._clean(str(error)) or type(error).__name__}") from error
         status = response.status_code
         if status == 200:
-            self._answered = time.monotonic()
+            self._answered = self._served = time.monotonic()
             return self._read(url, response)
         text = f"{url}: HTTP {status}: {self._clean(response.text)}"
         if status in _HOPELESS:

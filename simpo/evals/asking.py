@@ -106,7 +106,8 @@ class Asking:
         )
 
     def _identity(self) -> dict[str, Any]:
-        names = ("model_name_or_path", "model_revision", "dtype", "seed", "engine", "server_api", "server_model")
+        names = ("model_name_or_path", "model_revision", "dtype", "seed", "engine", "server_api", "server_model",
+                 "server_extra")  # fmt: skip
         known = {name: getattr(self.settings, name) for name in names}
         served = self.settings.engine == "server"
         weights = None if served else weights_fingerprint(self.settings.model_name_or_path)

@@ -72,7 +72,7 @@ def _identity(settings: GenerateSettings, prompts: Sequence[Prompt]) -> dict[str
     names = (
         "model_name_or_path", "model_revision", "dtype", "dataset_name", "dataset_config", "dataset_split",
         "prompt_column", "text_prompts", "seeds", "temperature", "top_p", "max_new_tokens", "engine", "server_api",
-        "server_model",
+        "server_model", "server_extra",
     )  # fmt: skip
     digest = hashlib.blake2b(digest_size=12)
     for prompt in prompts:
@@ -121,6 +121,7 @@ def summarise(records: Iterator[dict[str, Any]], repeated: int) -> tuple[dict[st
     """
     numbers: Counter[str] = Counter(repeated_rows=repeated)
     causes: dict[str, list[int]] = {}
+    where: dict[str, list[int]] = {"empty": [], "all_equal": []}
     for record in records:
         responses = record["responses"]
         texts = [response["text"] for response in responses]
@@ -129,7 +130,11 @@ def summarise(records: Iterator[dict[str, Any]], repeated: int) -> tuple[dict[st
         numbers["tokens"] += sum(max(response["tokens"], 0) for response in responses)
         numbers["cut"] += sum(response["finish_reason"] == "length" for response in responses)
         numbers["empty"] += sum(not text.strip() for text in texts)
-        numbers["all_equal"] += len(texts) > 1 and len(set(texts)) == 1
+        if any(not text.strip() for text in texts):
+            where["empty"].append(record["row"])
+        if len(texts) > 1 and len(set(texts)) == 1:
+            numbers["all_equal"] += 1
+            where["all_equal"].append(record["row"])
         if record["error"] is not None:
             numbers["errors"] += 1
             causes.setdefault(record["error"], []).append(record["row"])
@@ -142,11 +147,15 @@ def summarise(records: Iterator[dict[str, Any]], repeated: int) -> tuple[dict[st
         ("errors", "prompts have errors:"),
     ):
         if numbers[name]:
-            lines.append(f"  {numbers[name]} {text}")
+            lines.append(f"  {numbers[name]} {text}" + (f" ({_rows(where[name])})" if name in where else ""))
     for cause, rows in causes.items():
-        more = ", ..." if len(rows) > _EXAMPLES else ""
-        lines.append(f"    row{'s' * (len(rows) > 1)} {', '.join(map(str, rows[:_EXAMPLES]))}{more}: {cause}")
+        lines.append(f"    {_rows(rows)}: {cause}")
     keys = ("prompts", "responses", "tokens", "cut", "empty", "all_equal", "errors", "repeated_rows")
     if not numbers["responses"]:
         raise DataError("no prompt has a response; " + "; ".join(line.strip() for line in lines[-len(causes) :]))
     return {key: numbers[key] for key in keys}, lines
+
+
+def _rows(rows: Sequence[int]) -> str:
+    more = ", ..." if len(rows) > _EXAMPLES else ""
+    return f"row{'s' * (len(rows) > 1)} {', '.join(map(str, rows[:_EXAMPLES]))}{more}"

@@ -66,9 +66,10 @@ class Policy:
 
         settings = self._settings
         try:
-            listed = GenerationConfig.from_pretrained(
-                base_model(settings.model_name_or_path, settings.model_revision)
-            ).eos_token_id
+            name = base_model(settings.model_name_or_path, settings.model_revision)
+            # the revision is the adapter's where there is one
+            revision = settings.model_revision if name == settings.model_name_or_path else None
+            listed = GenerationConfig.from_pretrained(name, revision=revision or "main").eos_token_id
         except (OSError, ValueError):  # there is none
             listed = getattr(self._config, "eos_token_id", None)
         several = listed if isinstance(listed, list) else [listed]
@@ -84,9 +85,10 @@ def _model_config(settings: PolicySettings) -> PretrainedConfig:
     from transformers import AutoConfig
 
     name = base_model(settings.model_name_or_path, settings.model_revision)
+    revision = settings.model_revision if name == settings.model_name_or_path else None
     try:
         return AutoConfig.from_pretrained(
-            name, revision=settings.model_revision or "main", trust_remote_code=settings.trust_remote_code
+            name, revision=revision or "main", trust_remote_code=settings.trust_remote_code
         )
     except (OSError, ValueError, KeyError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -260,6 +260,34 @@ def test_a_model_that_was_trained_again_is_another_one(make_generate, tiny_dir, 
     run_generate(make_generate(model_name_or_path=str(model)))
 
 
+class OnlyEnds:
+    """A policy that says nothing."""
+
+    batch_size = None
+
+    def generate(self, requests):
+        for number, _ in enumerate(requests):
+            yield Result(number, Sample("", "stop", 1))
+
+    def close(self) -> None: ...
+
+
+def test_a_model_that_only_ends_is_said_with_its_rows(make_generate, capsys) -> None:
+    summary = run_generate(make_generate(num_responses=2), engine=OnlyEnds())
+    assert (summary["empty"], summary["all_equal"]) == (12, 6)
+    printed = capsys.readouterr().out
+    assert "12 responses are empty (rows 0, 1, 2, 3, 4, ...)" in printed
+    assert "6 prompts have responses that are all equal (rows 0, 1, 2, 3, 4, ...)" in printed
+
+
+def test_further_fields_of_requests_are_settings_too(make_generate) -> None:
+    with Server(echo) as server:
+        settings = {"engine": "server", "server_urls": [server.url], "use_cpu": False, "batch_size": 40}
+        run_generate(make_generate(**settings))
+        with pytest.raises(StoreError, match=r"server_extra: \{\} there"):
+            run_generate(make_generate(**settings, server_extra={"top_k": 1}))
+
+
 def test_columns_are_kept_for_those_who_score(make_generate, tmp_path) -> None:
     rows = [{"prompt": "2 + 2?", "answer": 4}, {"prompt": "2 + 2?", "answer": 5}, {"prompt": "2 + 2?", "answer": 4}]
     run_generate(make_generate(rows, keep_columns=["answer"], num_responses=2))

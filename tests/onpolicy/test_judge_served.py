@@ -1,7 +1,6 @@
 """A judge behind a real server of the protocol, `transformers serve`, which is killed and started again midway."""
 
 import os
-import re
 import signal
 import threading
 import time
@@ -27,14 +26,13 @@ def scores_of(folder: Path) -> list[tuple[str, Any, Any]]:
 
 def test_a_restart_of_the_judges_server_loses_nothing(tiny_dir, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    model = teach_to_say(tiny_dir, tmp_path / "judge", "Better is [A].")
+    model = teach_to_say(tiny_dir, tmp_path / "judge", "Better is [[A]]")
     (tmp_path / "ask.jinja").write_text(
         "{{ conversation }}\n{{ response_a }}\n{{ response_b }}\nSay [[A]], [[B]] or [[C]]."
     )
     texts = ["Yes.", "No, never.", "It may well be."]
     generations = store_in(tmp_path)("g", [generation(row, texts) for row in range(12)])
     port, log = free_port(), tmp_path / "serve.log"
-    monkeypatch.setattr("simpo.onpolicy.annotators.judge._VERDICT", re.compile(r"\[([ABC])\]"))
 
     def settings(out: str) -> AnnotateSettings:
         judge = {"kind": "judge", "model": model, "base_urls": f"http://127.0.0.1:{port}/v1", "max_new_tokens": 12,
