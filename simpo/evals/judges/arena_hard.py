@@ -22,12 +22,11 @@ import yaml
 
 from simpo.errors import ConfigError, DataError
 from simpo.evals.judges.bradley_terry import Battle, count_wins, rate
-from simpo.evals.judges.judging import API_ERROR, Call, Judge, JudgeServer, excluded_warning
+from simpo.evals.judges.judging import AGAIN, API_ERROR, Call, Judge, JudgeServer, excluded_warning
 from simpo.evals.layouts import (
     Row,
     by_question,
     check_answered,
-    digest_of,
     file_name,
     model_of,
     turns_of,
@@ -120,10 +119,9 @@ def judge_arena_hard(settings: ArenaHardSettings) -> Result:
         "benchmark": "arena_hard v0.1",
         "model": model,
         "baseline": model_of(baseline, settings.baseline_answers),
-        "asked": digest_of([call.messages for call in calls]),
     }
     folder = Path(settings.output_dir) / "calls" / file_name(settings.judge) / file_name(model)
-    with Judge(settings.judge, settings.server, folder, made_with) as judge:
+    with Judge(settings.judge, settings.server, folder, made_with, calls) as judge:
         price = settings.server.price(settings.judge)
         print("estimate: " + judge.estimate(calls, TYPICAL_TOKENS).line(settings.judge, price))
         judge.ask(calls)
@@ -202,12 +200,12 @@ def _second_calls(calls: Sequence[Call], replies: Mapping[str, Record]) -> list[
         text = replies[call.key]["text"]
         if text is not None and not _VERDICT.search(text):
             turns = [{"role": "assistant", "content": text}, {"role": "user", "content": _prompt()["again"]}]
-            more.append(Call(f"{call.key}/again", [*call.messages, *turns], MAX_TOKENS))
+            more.append(Call(call.key + AGAIN, [*call.messages, *turns], MAX_TOKENS))
     return more
 
 
 def _replies(replies: Mapping[str, Record], key: str) -> list[Record]:
-    return [replies[name] for name in (key, f"{key}/again") if name in replies]
+    return [replies[name] for name in (key, key + AGAIN) if name in replies]
 
 
 def _official(key: str, row: Row, model: str, judge: str, asked: Mapping[str, str], games: Mapping[str, Game]) -> Row:

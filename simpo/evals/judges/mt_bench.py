@@ -26,7 +26,6 @@ from simpo.evals.layouts import (
     Row,
     by_question,
     check_answered,
-    digest_of,
     file_name,
     model_of,
     turns_of,
@@ -195,9 +194,9 @@ def _judged_by(
     settings: MTBenchSettings, judge_name: str, model: str, questions: Mapping[str, Row], tasks: list[_Task]
 ) -> Result:
     calls = [task.call for task in tasks]
-    made_with = {"benchmark": "mt_bench single", "model": model, "asked": digest_of([call.messages for call in calls])}
+    made_with = {"benchmark": "mt_bench single", "model": model}
     folder = Path(settings.output_dir) / "calls" / file_name(judge_name) / file_name(model)
-    with Judge(judge_name, settings.server, folder, made_with) as judge:
+    with Judge(judge_name, settings.server, folder, made_with, calls) as judge:
         price = settings.server.price(judge_name)
         print("estimate: " + judge.estimate(calls, TYPICAL_TOKENS).line(judge_name, price))
         judge.ask(calls)
