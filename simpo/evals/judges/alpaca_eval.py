@@ -111,6 +111,17 @@ def judge_alpaca_eval(settings: AlpacaEvalSettings) -> Result:
     return result
 
 
+def check_installed(python: str | None = None) -> None:
+    """Raise EngineError unless the interpreter, by default this one, finds alpaca_eval."""
+    python = python or sys.executable
+    code = "import importlib.util, sys; sys.exit(importlib.util.find_spec('alpaca_eval') is None)"
+    if subprocess.run([python, "-c", code], capture_output=True).returncode != 0:
+        raise EngineError(
+            f"AlpacaEval: {python} has no alpaca_eval; pip install 'simpo[alpaca-eval]', or name the interpreter of "
+            "an environment that has it: --alpaca_eval_python=FILE (--judge none stops at the answers)"
+        )
+
+
 def write_answers(path: str | Path, answers: Sequence[Row]) -> None:
     """Write `model_outputs.json`: a list of {instruction, output, generator, dataset}, in the official order.
 
