@@ -109,7 +109,7 @@ class _Judging:
             hint = "" if settings.judge else " (--judge none stops at the answers)"
             raise ConfigError(f"{_SERVER_NAMES.get(name, name)}{colon}{text}{hint}") from error
         self.settings = settings
-        self.folder = str(Path(str(settings.output_dir)) / "judged")
+        self.folder = str(Path(str(settings.output_dir)) / "judged")  # AlpacaEval's; else beside the answers
         self.judges = tuple([settings.judge] if settings.judge else mt_bench.JUDGES)
         # What the judge needs is looked for before anything is asked.
         for key in ("baseline_answers", "df_gamed", "alpaca_eval_python"):
@@ -130,6 +130,7 @@ class _Judging:
 
     def run(self, answered: Answered) -> list[Result]:
         judge, questions, answers = self.settings.judge, str(answered.question_file), str(answered.file)
+        beside = str(answered.question_file.parent)  # where the official programs look for model_judgment
         if self.settings.benchmark == ALPACA_EVAL:
             if answered.missing:
                 raise DataError(
@@ -140,14 +141,10 @@ class _Judging:
         if self.settings.benchmark == ARENA_HARD:
             return [
                 judge_arena_hard(
-                    ArenaHardSettings(
-                        questions, answers, self.baseline, self.folder, judge or arena_hard.JUDGE, self.server
-                    )
+                    ArenaHardSettings(questions, answers, self.baseline, beside, judge or arena_hard.JUDGE, self.server)
                 )
             ]
-        return judge_mt_bench(
-            MTBenchSettings(questions, answers, self.references, self.folder, self.judges, self.server)
-        )
+        return judge_mt_bench(MTBenchSettings(questions, answers, self.references, beside, self.judges, self.server))
 
     def _alpaca_eval(self, answered: Answered) -> AlpacaEvalSettings:
         settings = self.settings

@@ -27,6 +27,9 @@ def test_alpaca_eval_writes_model_outputs(make_eval, tmp_path) -> None:
     assert found.file == tmp_path / "out" / "model_outputs.json"
     assert [row["instruction"] for row in rows] == [row["instruction"] for row in ALPACA]
     assert {row["generator"] for row in rows} == {"tiny"} and all(row["output"] for row in rows)
+    said = [record["text"] for record in read_records(tmp_path / "out" / "answers" / "turn-1")]
+    assert any(text != text.strip() for text in said)  # as alpaca_eval does, answers are stripped
+    assert [row["output"] for row in rows] == [text.strip() for text in said]
     assert {row["dataset"] for row in rows} == {"helpful_base"}
     known = json.loads((tmp_path / "out" / "decoding.json").read_text())
     assert (known["temperature"], known["top_p"], known["max_new_tokens"]) == (0.9, 1.0, 8)

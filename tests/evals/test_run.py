@@ -69,3 +69,5 @@ def test_a_question_that_failed_once_joins_the_judgments(make_eval, tmp_path: Pa
         broken, before = False, len(judge.seen)
         (result,) = run_eval(make_eval("arena_hard", **given, retry_errors=True))
     assert result.counts["questions"] == 4 and len(judge.seen) == before + 2
+    folder = tmp_path / "out/data/arena-hard-v0.1"  # as show_result.py wants it
+    assert len((folder / "model_judgment/j/tiny.jsonl").read_text().splitlines()) == 4

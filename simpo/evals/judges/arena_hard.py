@@ -41,7 +41,7 @@ MAX_TOKENS, ATTEMPTS, TYPICAL_TOKENS = 4096, 2, 700
 EXCLUDED = ("no_verdict", "several_verdicts", "unknown_verdict", "refused", "failed")
 """Why a game counts for nothing."""
 
-_VERDICT = re.compile(r"\[\[([AB<>=]+)\]\]")
+VERDICT = re.compile(r"\[\[([AB<>=]+)\]\]")
 _POINTS = {"A>>B": (1.0, 3.0), "A>B": (1.0, 1.0), "A=B": (0.5, 1.0), "B>A": (0.0, 1.0), "B>>A": (0.0, 3.0)}
 _WORDS = {
     (1.0, 3.0): "clear_wins",
@@ -143,7 +143,7 @@ def verdict_of(judgment: str) -> tuple[str | None, str]:
     >>> verdict_of("[[A>B]] or rather [[A=B]]")
     (None, 'several_verdicts')
     """
-    found = set(_VERDICT.findall(judgment))
+    found = set(VERDICT.findall(judgment))
     if len(found) != 1:
         return None, "several_verdicts" if found else "no_verdict"
     verdict = found.pop()
@@ -198,7 +198,7 @@ def _second_calls(calls: Sequence[Call], replies: Mapping[str, Record]) -> list[
     more = []
     for call in calls:
         text = replies[call.key]["text"]
-        if text is not None and not _VERDICT.search(text):
+        if text is not None and not VERDICT.search(text):
             turns = [{"role": "assistant", "content": text}, {"role": "user", "content": _prompt()["again"]}]
             more.append(Call(call.key + AGAIN, [*call.messages, *turns], MAX_TOKENS))
     return more
