@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,19 @@ def test_other_decoding_in_the_same_folder_is_refused(make_eval) -> None:
         write_answers(make_eval("alpaca_eval", temperature=0.1))
 
 
+def test_another_model_in_the_same_folder_is_not_taken_for_the_first(make_eval, tiny_dir, tmp_path) -> None:
+    """A run with `overwrite_output_dir` leaves other weights under the same name."""
+    model = tmp_path / "model"
+    shutil.copytree(tiny_dir, model)
+    write_answers(make_eval("arena_hard", model_name_or_path=str(model)))
+    weights = model / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-(2**12) :] = bytes(2**12)
+    weights.write_bytes(content)
+    with pytest.raises(StoreError, match=r"other settings \(weights"):
+        write_answers(make_eval("arena_hard", model_name_or_path=str(model)))
+
+
 def test_a_question_that_does_not_fit_is_reported_and_the_others_stay(make_eval, tmp_path, capsys) -> None:
     rows = [*ARENA[:2], {"question_id": "long", "turns": [{"content": "why " * 400}]}]
     path = tmp_path / "long.jsonl"
@@ -131,8 +145,6 @@ def test_a_question_that_does_not_fit_is_reported_and_the_others_stay(make_eval,
 
 
 def test_a_template_that_is_not_the_one_of_the_run_is_refused(make_eval, tiny_dir, tmp_path) -> None:
-    import shutil
-
     model = tmp_path / "model"
     shutil.copytree(tiny_dir, model)
     (model / "run_manifest.json").write_text('{"chat_template_hash": "other", "settings": {}}')
