@@ -22,14 +22,14 @@ from simpo.errors import ConfigError
 from simpo.evals.asking import Asking, plain
 from simpo.evals.decoding import ALPACA_EVAL, ARENA_HARD, MT_BENCH, Decoding, decoding_of, find_setting
 from simpo.evals.layouts import file_name, write_lines, write_text
-from simpo.evals.manifest import run_manifest, weights_hash
+from simpo.evals.manifest import run_manifest
 from simpo.evals.official import write_official_configs
 from simpo.evals.questions import Question, read_questions
 from simpo.evals.settings import EvalSettings
 from simpo.run.folder import MANIFEST
 from simpo.run.manifest import package_versions, text_hash, tokenizer_hash
 from simpo.sampling.loop import Processes
-from simpo.sampling.policy import Policy, build_engine
+from simpo.sampling.policy import Policy, build_engine, weights_fingerprint
 from simpo.store import Record, write_whole
 
 BENCHMARK_FOLDERS = {ARENA_HARD: "arena-hard-v0.1", MT_BENCH: "mt_bench"}
@@ -138,7 +138,7 @@ def _what_answers_depend_on(
     template = settings.chat_template or policy.tokenizer.chat_template
     return {
         **{name: getattr(settings, name) for name in names},
-        "weights": weights_hash(settings.model_name_or_path),
+        "weights": None if settings.engine == "server" else weights_fingerprint(settings.model_name_or_path),
         "setting": setting,
         **plain(decoding),
         "stop_ids": list(policy.stop_ids),

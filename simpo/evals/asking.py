@@ -14,11 +14,10 @@ from typing import Any
 from simpo.data.schema import Message
 from simpo.engines.base import Engine, Failure, Request
 from simpo.evals.decoding import Decoding
-from simpo.evals.manifest import weights_hash
 from simpo.evals.questions import Question
 from simpo.evals.settings import EvalSettings
 from simpo.sampling.loop import Outcomes, Processes, Work, group_by_length, sample_into
-from simpo.sampling.policy import Policy
+from simpo.sampling.policy import Policy, weights_fingerprint
 from simpo.sampling.prompts import Prompt
 from simpo.store import Record, Store, read_records
 
@@ -108,11 +107,10 @@ class Asking:
 
     def _identity(self) -> dict[str, Any]:
         names = ("model_name_or_path", "model_revision", "dtype", "seed", "engine", "server_api", "server_model")
-        return {
-            **{name: getattr(self.settings, name) for name in names},
-            "weights": weights_hash(self.settings.model_name_or_path),  # a run may write into an earlier one's folder
-            "decoding": plain(self.decoding),
-        }
+        known = {name: getattr(self.settings, name) for name in names}
+        served = self.settings.engine == "server"
+        weights = None if served else weights_fingerprint(self.settings.model_name_or_path)
+        return {**known, "weights": weights, "decoding": plain(self.decoding)}
 
 
 def _digest(prompts: Sequence[Prompt]) -> str:

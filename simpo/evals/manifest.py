@@ -1,16 +1,13 @@
-"""Which model it is: what the run that made it was told (its `run_manifest.json`), and its weights."""
+"""What the run that made a model was told: its `run_manifest.json`."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 from simpo.errors import ModelError
 from simpo.run.folder import MANIFEST
-
-_BLOCK = 2**16
 
 
 def run_manifest(name_or_path: str) -> dict[str, Any]:
@@ -39,20 +36,3 @@ def run_settings(name_or_path: str) -> dict[str, Any]:
     """
     settings: dict[str, Any] = run_manifest(name_or_path).get("settings", {})
     return settings
-
-
-def weights_hash(name_or_path: str) -> str | None:
-    """A hash of a folder's weights, of an adapter too: another one after another training; None for a hub name.
-
-    Names and sizes are hashed, and 64 blocks of each file from its first to its last byte: no more than 4 MiB a file.
-    """
-    files = sorted([*Path(name_or_path).glob("*.safetensors"), *Path(name_or_path).glob("pytorch_model*.bin")])
-    digest = hashlib.blake2b(digest_size=8)
-    for path in files:
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}\n".encode())
-        with open(path, "rb") as file:
-            for start in range(0, size, max(_BLOCK, size // 64)):
-                file.seek(start)
-                digest.update(file.read(_BLOCK))
-    return digest.hexdigest() if files else None

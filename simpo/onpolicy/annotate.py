@@ -18,9 +18,16 @@ from simpo.errors import ConfigError, SimPOError, StoreError
 from simpo.onpolicy.agreement import agreement_table
 from simpo.onpolicy.annotators.base import Annotator, Item, Scored
 from simpo.onpolicy.annotators.build import load_annotator
-from simpo.onpolicy.annotators.kinds import identity, read_annotators
+from simpo.onpolicy.annotators.kinds import (
+    AnySettings,
+    PairRMSettings,
+    RewardModelSettings,
+    identity,
+    read_annotators,
+)
 from simpo.onpolicy.pairs import hash_of
 from simpo.onpolicy.scored import ScoredPrompt, fingerprint, read_generations
+from simpo.sampling.policy import weights_fingerprint
 from simpo.store import Record, Store, read_settings_of
 
 _EXAMPLES = 5
@@ -77,7 +84,7 @@ def run_annotate(settings: AnnotateSettings) -> None:
     state = PartialState(cpu=settings.use_cpu, **options)
     made_with = {"generations": read_settings_of(settings.generations)}  # not the path: folders are moved
     kinds = read_annotators(settings.annotators)
-    made_with |= {f"annotator {name}": identity(kind) for name, kind in kinds.items()}
+    made_with |= {f"annotator {name}": identity(kind) | _weights(kind) for name, kind in kinds.items()}
     # first, so that a wrong name leaves no folder behind that holds to it
     annotators = {name: load_annotator(kind, state.device) for name, kind in kinds.items()}
     again = (lambda record: record["error"] is not None) if settings.retry_errors else None
@@ -86,6 +93,13 @@ def run_annotate(settings: AnnotateSettings) -> None:
         state.wait_for_everyone()
         if state.is_main_process:
             _report(settings, store)
+
+
+def _weights(kind: AnySettings) -> dict[str, Any]:
+    """A judge's weights are its servers' business, a function's source the user's."""
+    if isinstance(kind, RewardModelSettings | PairRMSettings):
+        return {"weights": weights_fingerprint(kind.model)}
+    return {}
 
 
 @contextmanager
@@ -142,7 +156,7 @@ def annotate(
         for start in range(0, len(waiting), settings.prompts_per_batch):
             batch = waiting[start : start + settings.prompts_per_batch]
             items = [
-                Item(prompt.id, prompt.row, prompt.prompt, prompt.texts, prompt.arguments)
+                Item(prompt.id, prompt.row, prompt.prompt, prompt.texts, prompt.arguments, prompt.columns)
                 for prompt in batch
                 if prompt.responses
             ]

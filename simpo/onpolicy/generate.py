@@ -13,7 +13,7 @@ from simpo.errors import DataError
 from simpo.onpolicy.prompts import read_prompts
 from simpo.onpolicy.settings import GenerateSettings
 from simpo.sampling.loop import Outcomes, Processes, Work, group_by_length, sample_into
-from simpo.sampling.policy import Policy, build_engine
+from simpo.sampling.policy import Policy, build_engine, weights_fingerprint
 from simpo.sampling.prompts import Prompt
 from simpo.store import Store
 
@@ -76,8 +76,11 @@ def _identity(settings: GenerateSettings, prompts: Sequence[Prompt]) -> dict[str
     )  # fmt: skip
     digest = hashlib.blake2b(digest_size=12)
     for prompt in prompts:
-        digest.update(f"{prompt.key} {prompt.row} {prompt.ids}\n".encode())
-    return {**{name: getattr(settings, name) for name in names}, "prompts": digest.hexdigest()}
+        digest.update(f"{prompt.key} {prompt.row} {prompt.ids} {prompt.columns}\n".encode())
+    known = {name: getattr(settings, name) for name in names}
+    # a server's weights are its own business
+    weights = None if settings.engine == "server" else weights_fingerprint(settings.model_name_or_path)
+    return {**known, "weights": weights, "prompts": digest.hexdigest()}
 
 
 def _request(

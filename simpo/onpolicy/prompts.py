@@ -45,13 +45,20 @@ def read_prompts(settings: GenerateSettings) -> tuple[list[Prompt], int]:
     if not len(rows):
         raise DataError(f"{where}: holds no rows")
     column = _column_of(rows, settings.prompt_column, where)
-    rows = rows.select_columns([column, *(name for name in TEMPLATE_COLUMNS if name in rows.column_names)])
+    absent = [name for name in settings.keep_columns if name not in rows.column_names]
+    if absent:
+        raise DataError(
+            f"{where}: keep_columns: there is no column {absent[0]!r} (its columns: {', '.join(rows.column_names)})"
+        )
+    kept = [name for name in settings.keep_columns if name not in (column, *TEMPLATE_COLUMNS)]
+    rows = rows.select_columns([column, *kept, *(name for name in TEMPLATE_COLUMNS if name in rows.column_names)])
     row = invalid_row(rows)
     if row is not None:
         raise DataError(f"{where}: row {row}: is no UTF-8 text; write the texts of the source as UTF-8")
     prompts: dict[str, Prompt] = {}
     for number, entry in enumerate(rows):
         prompt = _prompt_of(number, entry[column], [entry.get(name) for name in TEMPLATE_COLUMNS], settings)
+        _keep(prompt, {name: entry[name] for name in settings.keep_columns})
         prompts.setdefault(prompt.key, prompt)
     return list(prompts.values()), len(rows) - len(prompts)
 
@@ -89,6 +96,19 @@ def _prompt_of(row: int, value: Any, columns: list[Any], settings: GenerateSetti
         except (ValueError, RecursionError) as cause:
             error = error or f"{MALFORMED}: {cause}"
     return Prompt(_key(row, content, arguments, error), row, content, arguments, error=error)
+
+
+def _keep(prompt: Prompt, columns: dict[str, Any]) -> None:
+    """The same question with another gold answer is another prompt."""
+    if not columns:
+        return
+    try:
+        text = json.dumps(columns, sort_keys=True)
+    except (TypeError, ValueError) as cause:
+        prompt.error = prompt.error or f"keep_columns: a value is no JSON: {cause}"
+        return
+    prompt.columns = columns
+    prompt.key = hashlib.blake2b(f"{prompt.key} {text}".encode(), digest_size=12).hexdigest()
 
 
 def _flaw(messages: list[Message]) -> str | None:

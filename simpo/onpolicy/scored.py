@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
 
@@ -28,6 +28,7 @@ class ScoredPrompt:
         error: why generation or annotation failed as a whole; None where it did not.
         annotated: whether annotation has come by.
         extra: `tools` and `chat_template_kwargs`, where the generations carry them.
+        columns: of the prompt's row, as `keep_columns` of the generations named them.
     """
 
     id: str
@@ -38,6 +39,7 @@ class ScoredPrompt:
     error: str | None
     annotated: bool
     extra: dict[str, Any]
+    columns: dict[str, Any] = field(default_factory=dict)
 
     @property
     def texts(self) -> list[str]:
@@ -66,7 +68,10 @@ def read_generations(folder: str) -> Iterator[ScoredPrompt]:
         extra = {key: record[key] for key in ("tools", "chat_template_kwargs") if record.get(key)}
         row = record["row"] if isinstance(record.get("row"), int) else -1
         responses = [_as_response(response, name) for response in record.get("responses") or []]
-        yield ScoredPrompt(str(record["id"]), row, record["prompt"], responses, {}, record.get("error"), False, extra)
+        yield ScoredPrompt(
+            str(record["id"]), row, record["prompt"], responses, {}, record.get("error"), False, extra,
+            record.get("columns") or {},
+        )  # fmt: skip
 
 
 def _as_response(response: Any, name: str) -> dict[str, Any]:
@@ -96,7 +101,7 @@ def read_scored(generations: str, scores: str) -> Iterator[ScoredPrompt]:
             raise DataError(f"{where} are not as many as its responses; annotate {generations} again")
         yield ScoredPrompt(
             prompt.id, prompt.row, prompt.prompt, prompt.responses, lists, prompt.error or record.get("error"), True,
-            prompt.extra,
+            prompt.extra, prompt.columns,
         )  # fmt: skip
     if found:
         first = next(iter(found))

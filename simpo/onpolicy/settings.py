@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from simpo.checks import is_number
@@ -32,6 +32,7 @@ class GenerateSettings(PolicySettings):
         dataset_split: which split; slices such as train[:1000] too. A file is the split train.
         prompt_column: texts, or lists of messages; None: `prompt`, else `messages`. A conversation that ends with an
             answer is asked again from its last question.
+        keep_columns: further columns of the rows, such as a gold answer, for a function that scores.
         text_prompts: `chat` takes a text for a user's message, `plain` gives it to the model as it stands.
         max_prompts: at most so many rows, from the first on.
         num_responses: responses to each prompt; None: one for each of the seeds.
@@ -50,6 +51,7 @@ class GenerateSettings(PolicySettings):
     dataset_config: str | None = None
     dataset_split: str = "train"
     prompt_column: str | None = None
+    keep_columns: list[str] = field(default_factory=list)
     text_prompts: Literal["chat", "plain"] = "chat"
     max_prompts: int | None = None
     num_responses: int | None = None

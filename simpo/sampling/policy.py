@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -14,6 +15,8 @@ from simpo.sampling.settings import PolicySettings
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+_PIECES, _PIECE_BYTES = 64, 2**16
 
 
 class Policy:
@@ -101,6 +104,26 @@ def base_model(name_or_path: str, revision: str | None) -> str:
     if found is None:
         return name_or_path
     return str(json.loads(Path(found).read_text(encoding="utf-8"))["base_model_name_or_path"])
+
+
+def weights_fingerprint(name_or_path: str) -> str | None:
+    """What tells the weights in a folder from those of another training; None for a hub name.
+
+    Names and sizes of the files, and 64 pieces of each, spread over it: training changes weights everywhere.
+    """
+    folder = Path(name_or_path)
+    files = sorted(path for path in folder.glob("*") if path.suffix in (".safetensors", ".bin") and path.is_file())
+    if not files:
+        return None
+    digest = hashlib.blake2b(digest_size=12)
+    for path in files:
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}\n".encode())
+        with open(path, "rb") as file:
+            for piece in range(_PIECES):
+                file.seek(max(0, size - _PIECE_BYTES) * piece // (_PIECES - 1))
+                digest.update(file.read(_PIECE_BYTES))
+    return digest.hexdigest()
 
 
 def on_cpu(settings: PolicySettings) -> bool:

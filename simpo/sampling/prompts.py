@@ -29,6 +29,7 @@ class Prompt:
         ids: tokens; empty where there is an error.
         text: the rendered prompt, less the BOS that a tokenizer would put before it once more.
         error: why it cannot be asked.
+        columns: of its row, kept for those who score the responses.
     """
 
     key: str
@@ -38,10 +39,13 @@ class Prompt:
     ids: list[int] = field(default_factory=list)
     text: str = ""
     error: str | None = None
+    columns: dict[str, Any] = field(default_factory=dict)
 
     def record(self) -> dict[str, Any]:
         """What is kept of it beside the responses."""
         kept: dict[str, Any] = {"id": self.key, "row": self.row, "prompt": self.content}
+        if self.columns:
+            kept["columns"] = self.columns
         if "tools" in self.arguments:
             kept["tools"] = self.arguments["tools"]
         keywords = {key: value for key, value in self.arguments.items() if key != "tools"}

@@ -105,6 +105,15 @@ def test_each_fault_has_its_row_and_stops_no_other(store, tmp_path) -> None:
     assert "  row 1 (p1): f: ZeroDivisionError: the checker" in lines
 
 
+def test_a_function_is_given_the_columns_that_it_asks_for(store, tmp_path) -> None:
+    def checker(prompt: Any, responses: list[str], columns: dict[str, Any]) -> list[float]:
+        return [float(text == columns["answer"]) for text in responses]
+
+    made = [generation(row, ["4", "5"], columns={"answer": answer}) for row, answer in enumerate(["4", "5"])]
+    records = run_function(checker, store("g", made), tmp_path / "s")
+    assert [record["scores"] for record in records.values()] == [{"f": [1, 0]}, {"f": [0, 1]}]
+
+
 def test_an_annotator_that_always_fails_keeps_nothing(store, tmp_path) -> None:
     def broken(prompt: Any, responses: list[str]) -> list[float]:
         raise NameError("name 'mtah' is not defined")

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from safetensors.torch import load_file, save_file
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 
@@ -244,6 +246,28 @@ def test_other_settings_or_prompts_are_refused(make_generate) -> None:
     with pytest.raises(StoreError, match="prompts:"):
         run_generate(make_generate([{"prompt": "another"}]), Recorder())
     run_generate(make_generate(batch_size=3), Recorder())  # speed only
+
+
+def test_a_model_that_was_trained_again_is_another_one(make_generate, tiny_dir, tmp_path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_dir, model)
+    run_generate(make_generate(model_name_or_path=str(model)))
+    weights = load_file(model / "model.safetensors")
+    save_file({key: value + 1e-3 for key, value in weights.items()}, model / "model.safetensors", {"format": "pt"})
+    with pytest.raises(StoreError, match=r"made with other settings .weights: "):
+        run_generate(make_generate(model_name_or_path=str(model)))
+    shutil.copy(Path(tiny_dir) / "model.safetensors", model)  # a copy is the same one
+    run_generate(make_generate(model_name_or_path=str(model)))
+
+
+def test_columns_are_kept_for_those_who_score(make_generate, tmp_path) -> None:
+    rows = [{"prompt": "2 + 2?", "answer": 4}, {"prompt": "2 + 2?", "answer": 5}, {"prompt": "2 + 2?", "answer": 4}]
+    run_generate(make_generate(rows, keep_columns=["answer"], num_responses=2))
+    records = list(read_records(tmp_path / "out"))
+    assert [record["columns"] for record in records] == [{"answer": 4}, {"answer": 5}]  # the third repeats the first
+    assert records[0]["responses"] == records[1]["responses"]  # asked is the same
+    with pytest.raises(DataError, match=r"keep_columns: there is no column 'gold' \(its columns: prompt, answer\)"):
+        run_generate(make_generate(rows, keep_columns=["gold"], output_dir=str(tmp_path / "other")))
 
 
 def test_through_a_server(make_generate, monkeypatch) -> None:

@@ -16,6 +16,7 @@ class Item:
         prompt: messages, or a text.
         responses: texts, in their order.
         arguments: what the chat template is given beside messages: `tools` and such.
+        columns: of the prompt's row, as `keep_columns` names them.
     """
 
     id: str
@@ -23,6 +24,7 @@ class Item:
     prompt: Any
     responses: Sequence[str]
     arguments: dict[str, Any] = field(default_factory=dict)
+    columns: dict[str, Any] = field(default_factory=dict)
 
     @property
     def messages(self) -> list[dict[str, Any]]:

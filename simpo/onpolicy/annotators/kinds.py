@@ -112,7 +112,9 @@ class FunctionSettings:
 
     Args:
         function: module:function, found in the working directory or among what is installed; it is called with the
-            prompt (messages or text) and the list of responses, and returns a number, or None, for each.
+            prompt (messages or text) and the list of responses, and with `columns`, a mapping of the columns that
+            `keep_columns` of the generations names, where it has such an argument; it returns a number, or None, for
+            each response.
     """
 
     function: str
