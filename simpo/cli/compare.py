@@ -50,13 +50,16 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
 
     comparison = compare(find_results(args.results), choose_published(args.setting, args.published))
 
+    written = []
+    if args.out is not None:  # first: the table may go into a pipe that is closed early
+        from simpo.evals.tables.report import write_comparison
+
+        written = write_comparison(comparison, args.out)
+
     from rich.console import Console
 
     from simpo.evals.tables.terminal import print_comparison
 
     print_comparison(comparison, Console(highlight=False, markup=False, emoji=False))
-    if args.out is not None:
-        from simpo.evals.tables.report import write_comparison
-
-        for path in write_comparison(comparison, args.out):
-            print(f"written: {path}")
+    for path in written:
+        print(f"written: {path}")

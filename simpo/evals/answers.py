@@ -2,6 +2,7 @@
 
 output_dir/answers/turn-1, turn-2     one record a question (simpo.store); what is finished is not asked again
 output_dir/decoding.json              everything that the answers depend on
+output_dir/...                        configs of the official programs (official.py)
 AlpacaEval 2                          model_outputs.json
 Arena-Hard, MT-Bench                  data/BENCHMARK/question.jsonl, data/BENCHMARK/model_answer/NAME.jsonl
 """
@@ -22,12 +23,13 @@ from simpo.evals.asking import Asking, plain
 from simpo.evals.decoding import ALPACA_EVAL, ARENA_HARD, MT_BENCH, Decoding, decoding_of, find_setting
 from simpo.evals.layouts import file_name, write_lines, write_text
 from simpo.evals.manifest import run_manifest
+from simpo.evals.official import write_official_configs
 from simpo.evals.questions import Question, read_questions
 from simpo.evals.settings import EvalSettings
 from simpo.run.folder import MANIFEST
 from simpo.run.manifest import package_versions, text_hash, tokenizer_hash
 from simpo.sampling.loop import Processes
-from simpo.sampling.policy import Policy, build_engine
+from simpo.sampling.policy import Policy, build_engine, weights_fingerprint
 from simpo.store import Record, write_whole
 
 BENCHMARK_FOLDERS = {ARENA_HARD: "arena-hard-v0.1", MT_BENCH: "mt_bench"}
@@ -91,6 +93,7 @@ def write_answers(settings: EvalSettings) -> Answered:
     )
     if processes.rank == 0:
         _write_files(settings, found, answers)
+        write_official_configs(settings, policy, decoding)
         _report(settings, found, setting)
     processes.wait()
     return found
@@ -135,6 +138,7 @@ def _what_answers_depend_on(
     template = settings.chat_template or policy.tokenizer.chat_template
     return {
         **{name: getattr(settings, name) for name in names},
+        "weights": None if settings.engine == "server" else weights_fingerprint(settings.model_name_or_path),
         "setting": setting,
         **plain(decoding),
         "stop_ids": list(policy.stop_ids),
@@ -173,7 +177,8 @@ def _write_files(settings: EvalSettings, found: Answered, answers: Sequence[dict
 
 def _alpaca_row(question: Question, text: str, name: str) -> dict[str, Any]:
     kept: dict[str, Any] = {key: question.fields[key] for key in ("dataset", "datasplit") if key in question.fields}
-    return {**kept, "instruction": question.key, "output": text, "generator": name}
+    # stripped, as alpaca_eval does
+    return {**kept, "instruction": question.key, "output": text.strip(), "generator": name}
 
 
 def _model_answer(question: Question, answers: Sequence[dict[str, Record]], settings: EvalSettings) -> dict[str, Any]:

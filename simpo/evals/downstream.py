@@ -146,10 +146,13 @@ def _about(settings: DownstreamSettings, model: str) -> dict[str, Any]:
     """What the numbers of one model depend on."""
     import lm_eval
 
+    from simpo.sampling.policy import weights_fingerprint
+
     kept = asdict(settings)
     for key in ("output_dir", "initial_model", "name", "tasks", "batch_size", "device"):
         del kept[key]
-    return {**kept, "model_name_or_path": model, "lm_eval": str(lm_eval.__version__)}
+    known = {"model_name_or_path": model, "weights": weights_fingerprint(model)}  # a run may have been made anew there
+    return {**kept, **known, "lm_eval": str(lm_eval.__version__)}
 
 
 def _done(file: Path, about: Mapping[str, Any]) -> dict[str, Any] | None:

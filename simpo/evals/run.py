@@ -12,7 +12,7 @@ from simpo.evals.answers import Answered, write_answers
 from simpo.evals.decoding import ALPACA_EVAL, ARENA_HARD, MT_BENCH
 from simpo.evals.downstream import DownstreamSettings, run_downstream
 from simpo.evals.judges import arena_hard, mt_bench
-from simpo.evals.judges.alpaca_eval import ANNOTATOR, AlpacaEvalSettings, judge_alpaca_eval
+from simpo.evals.judges.alpaca_eval import ANNOTATOR, AlpacaEvalSettings, check_installed, judge_alpaca_eval
 from simpo.evals.judges.arena_hard import ArenaHardSettings, judge_arena_hard
 from simpo.evals.judges.judging import JudgeServer
 from simpo.evals.judges.mt_bench import MTBenchSettings, judge_mt_bench
@@ -26,7 +26,10 @@ from simpo.sampling.loop import Processes
 from simpo.settings.flat import Paths, read_flat
 
 _OPENAI = ("https://api.openai.com/v1",)
-_SERVER_NAMES = {"base_urls": "judge_urls", "api_key_env": "judge_api_key_env"}  # in messages
+_SERVER_NAMES = {
+    "base_urls": "judge_urls", "api_key_env": "judge_api_key_env", "max_in_flight": "judge_max_in_flight",
+    "timeout": "judge_timeout", "retries": "judge_retries", "patience": "judge_patience",
+}  # fmt: skip  # in messages
 
 
 AnyBenchmark = EvalSettings | PairsSettings | DownstreamSettings
@@ -106,17 +109,28 @@ class _Judging:
             hint = "" if settings.judge else " (--judge none stops at the answers)"
             raise ConfigError(f"{_SERVER_NAMES.get(name, name)}{colon}{text}{hint}") from error
         self.settings = settings
-        self.folder = str(Path(str(settings.output_dir)) / "judged")
+        self.folder = str(Path(str(settings.output_dir)) / "judged")  # AlpacaEval's; else beside the answers
+        self.judges = tuple([settings.judge] if settings.judge else mt_bench.JUDGES)
         # What the judge needs is looked for before anything is asked.
+        for key in ("baseline_answers", "df_gamed", "alpaca_eval_python"):
+            if getattr(settings, key) is not None and not Path(getattr(settings, key)).is_file():
+                raise ConfigError(f"{key}: there is no file {getattr(settings, key)}")
         self.baseline = settings.baseline_answers or ""
         if settings.benchmark == ARENA_HARD and not self.baseline:
             self.baseline = str(official_file(BASELINES[ARENA_HARD], "baseline_answers"))
+        if settings.benchmark == ALPACA_EVAL:
+            if len(urls) > 1:
+                raise ConfigError("judge_urls: alpaca_eval asks one address; write one")
+            check_installed(settings.alpaca_eval_python)
         self.references = settings.references or ""
-        if settings.benchmark == MT_BENCH and not self.references:
-            self.references = str(official_file(REFERENCES[MT_BENCH], "references").parent)
+        if settings.benchmark == MT_BENCH:
+            self.references = self.references or str(official_file(REFERENCES[MT_BENCH], "references").parent)
+            for name in self.judges:
+                mt_bench.reference_file(self.references, name)
 
     def run(self, answered: Answered) -> list[Result]:
         judge, questions, answers = self.settings.judge, str(answered.question_file), str(answered.file)
+        beside = str(answered.question_file.parent)  # where the official programs look for model_judgment
         if self.settings.benchmark == ALPACA_EVAL:
             if answered.missing:
                 raise DataError(
@@ -127,13 +141,10 @@ class _Judging:
         if self.settings.benchmark == ARENA_HARD:
             return [
                 judge_arena_hard(
-                    ArenaHardSettings(
-                        questions, answers, self.baseline, self.folder, judge or arena_hard.JUDGE, self.server
-                    )
+                    ArenaHardSettings(questions, answers, self.baseline, beside, judge or arena_hard.JUDGE, self.server)
                 )
             ]
-        judges = [judge] if judge else mt_bench.JUDGES
-        return judge_mt_bench(MTBenchSettings(questions, answers, self.references, self.folder, judges, self.server))
+        return judge_mt_bench(MTBenchSettings(questions, answers, self.references, beside, self.judges, self.server))
 
     def _alpaca_eval(self, answered: Answered) -> AlpacaEvalSettings:
         settings = self.settings

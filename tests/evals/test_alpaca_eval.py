@@ -176,6 +176,8 @@ def test_hand_over(official: Path, capfd: pytest.CaptureFixture[str]) -> None:
     result = judge_alpaca_eval(settings_of(official))
     out = official / "out"
     assert result.metrics["lc_win_rate"].value == 61.5 and result.metrics["lc_win_rate"].stderr == 0.5
+    lc = result.metrics["lc_win_rate"]
+    assert (lc.low, lc.high) == (pytest.approx(60.52), pytest.approx(62.48))
     assert result.metrics["win_rate"].value == pytest.approx(70) and result.counts["no_preference"] == 1
     assert result.judge == result.settings["annotator"] == "weighted_alpaca_eval_gpt4_turbo"
     assert result.warnings == ["25.0% of 4 judgments are left out (1 no preference): the numbers stand on the rest"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,9 @@ def test_alpaca_eval_writes_model_outputs(make_eval, tmp_path) -> None:
     assert found.file == tmp_path / "out" / "model_outputs.json"
     assert [row["instruction"] for row in rows] == [row["instruction"] for row in ALPACA]
     assert {row["generator"] for row in rows} == {"tiny"} and all(row["output"] for row in rows)
+    said = [record["text"] for record in read_records(tmp_path / "out" / "answers" / "turn-1")]
+    assert any(text != text.strip() for text in said)  # as alpaca_eval does, answers are stripped
+    assert [row["output"] for row in rows] == [text.strip() for text in said]
     assert {row["dataset"] for row in rows} == {"helpful_base"}
     known = json.loads((tmp_path / "out" / "decoding.json").read_text())
     assert (known["temperature"], known["top_p"], known["max_new_tokens"]) == (0.9, 1.0, 8)
@@ -117,6 +121,19 @@ def test_other_decoding_in_the_same_folder_is_refused(make_eval) -> None:
         write_answers(make_eval("alpaca_eval", temperature=0.1))
 
 
+def test_another_model_in_the_same_folder_is_not_taken_for_the_first(make_eval, tiny_dir, tmp_path) -> None:
+    """A run with `overwrite_output_dir` leaves other weights under the same name."""
+    model = tmp_path / "model"
+    shutil.copytree(tiny_dir, model)
+    write_answers(make_eval("arena_hard", model_name_or_path=str(model)))
+    weights = model / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-(2**12) :] = bytes(2**12)
+    weights.write_bytes(content)
+    with pytest.raises(StoreError, match=r"other settings \(weights"):
+        write_answers(make_eval("arena_hard", model_name_or_path=str(model)))
+
+
 def test_a_question_that_does_not_fit_is_reported_and_the_others_stay(make_eval, tmp_path, capsys) -> None:
     rows = [*ARENA[:2], {"question_id": "long", "turns": [{"content": "why " * 400}]}]
     path = tmp_path / "long.jsonl"
@@ -128,8 +145,6 @@ def test_a_question_that_does_not_fit_is_reported_and_the_others_stay(make_eval,
 
 
 def test_a_template_that_is_not_the_one_of_the_run_is_refused(make_eval, tiny_dir, tmp_path) -> None:
-    import shutil
-
     model = tmp_path / "model"
     shutil.copytree(tiny_dir, model)
     (model / "run_manifest.json").write_text('{"chat_template_hash": "other", "settings": {}}')

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from simpo.errors import ConfigError, DataError, EngineError, StoreError
+from simpo.errors import ConfigError, DataError, EngineError
 from simpo.evals.judges.arena_hard import PROMPT, ArenaHardSettings, judge_arena_hard, verdict_of
 from simpo.evals.judges.judging import JudgeServer
 from tests.engines.serving import Handler, Server
@@ -209,14 +209,30 @@ def test_a_restart_asks_what_is_missing_only(tmp_path: Path) -> None:
     assert result.counts["refused"] == 0 and result.counts["wins"] == 12
 
 
-def test_judgments_of_other_answers_are_refused(tmp_path: Path) -> None:
-    with Server(scripted(lambda messages: "[[A=B]]")) as one:
+def test_what_is_judged_is_what_the_files_hold(tmp_path: Path) -> None:
+    """Another answer is judged anew with its second call, a question that comes back keeps its judgments, and nothing
+    else is asked."""
+    asked: list[tuple[int, int, bool]] = []
+
+    def says(messages: list[dict[str, str]]) -> str:
+        asked.append(asked_about(messages))
+        return "[[A=B]]" if len(messages) > 2 else "Hm."
+
+    with Server(scripted(says)) as one:
         settings = settings_of(tmp_path, one.url)
-        judge_arena_hard(settings)
-        path = Path(settings.answers)
-        path.write_text(path.read_text().replace("mine to Q1", "other to Q1"))
-        with pytest.raises(StoreError, match="made with other settings"):
-            judge_arena_hard(settings)
+        first = judge_arena_hard(settings)
+        assert len(asked) == 4 * first.counts["questions"]
+        path, questions = Path(settings.answers), Path(settings.questions)
+        path.write_text(path.read_text().replace("mine to Q1", "mine anew to Q1"))
+        whole = questions.read_text()
+        asked.clear()
+        questions.write_text(whole.partition("\n")[0] + "\n")  # without Q1
+        assert judge_arena_hard(settings).counts["questions"] == 1 and not asked
+        questions.write_text(whole)
+        assert judge_arena_hard(settings).counts["questions"] == first.counts["questions"]
+    assert sorted(asked) == [(1, 0, False), (1, 0, True), (1, 1, False), (1, 1, True)]
+    text = (tmp_path / "out/model_judgment/gpt-4-1106-preview/mine.jsonl").read_text()
+    assert "mine anew to Q1" in text and "mine to Q1" not in text
 
 
 def test_wrong_files_and_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

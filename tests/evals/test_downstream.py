@@ -3,6 +3,7 @@ used where it is installed and reads local files."""
 
 import importlib.util
 import json
+import shutil
 import sys
 import types
 from pathlib import Path
@@ -125,6 +126,20 @@ def test_what_is_done_is_not_done_again(fake: Fake, make_settings) -> None:
     assert run_downstream(make_settings(tasks=["gsm8k"])) == first and len(fake.loaded) == 2
     run_downstream(make_settings(tasks=["gsm8k"], apply_chat_template=True))
     assert fake.calls[-1]["apply_chat_template"] is True and fake.calls[-1]["fewshot_as_multiturn"] is True
+
+
+def test_a_model_that_was_trained_anew_is_evaluated_anew(fake: Fake, make_settings, tiny_dir, tmp_path: Path) -> None:
+    model = shutil.copytree(tiny_dir, tmp_path / "model")
+    settings = make_settings(tasks=["gsm8k"], model_name_or_path=str(model))
+    run_downstream(settings)
+    run_downstream(settings)
+    assert len(fake.calls) == 1
+    weights = model / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-(2**12) :] = bytes(2**12)
+    weights.write_bytes(content)
+    run_downstream(settings)
+    assert len(fake.calls) == 2
 
 
 def test_a_trial_says_so(fake: Fake, make_settings) -> None:

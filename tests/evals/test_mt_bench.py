@@ -166,7 +166,7 @@ def test_ratings(text: str, rating: tuple[float, str]) -> None:
 
 def test_what_is_missing_is_said_before_anything_is_asked(tmp_path: Path) -> None:
     settings = settings_of(tmp_path, "http://127.0.0.1:9/v1", judges=("gpt-4", "other"))
-    with pytest.raises(DataError, match=r"reference_answer/other.jsonl: there is no such file; .* FastChat"):
+    with pytest.raises(DataError, match=r"reference_answer/other.jsonl: there is no such file; .*FastChat"):
         judge_mt_bench(settings)
     path = tmp_path / "reference_answer/gpt-4.jsonl"
     path.write_text(path.read_text().split("\n")[0])

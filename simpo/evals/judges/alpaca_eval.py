@@ -100,15 +100,24 @@ def judge_alpaca_eval(settings: AlpacaEvalSettings) -> Result:
     raw = result.metrics["win_rate"].value
     if abs(raw - official["win_rate"]) > 0.01:
         raise DataError(f"{annotations}: give a win rate of {raw:.2f}, alpaca_eval says {official['win_rate']:.2f}")
-    result.metrics["lc_win_rate"] = Metric(
-        official["length_controlled_winrate"], "%", stderr=official.get("lc_standard_error")
-    )
+    result.metrics["lc_win_rate"] = _around(official["length_controlled_winrate"], official.get("lc_standard_error"))
     result.settings["annotator"] = settings.annotator
     result.warnings.extend(
         excluded_warning(result.counts, EXCLUDED, result.counts["instructions"], settings.server.max_excluded)
     )
     print(f"spent: ${_spent(annotations):,.2f} as alpaca_eval counts (price_per_example in {annotations})")
     return result
+
+
+def check_installed(python: str | None = None) -> None:
+    """Raise EngineError unless the interpreter, by default this one, finds alpaca_eval."""
+    python = python or sys.executable
+    code = "import importlib.util, sys; sys.exit(importlib.util.find_spec('alpaca_eval') is None)"
+    if subprocess.run([python, "-c", code], capture_output=True).returncode != 0:
+        raise EngineError(
+            f"AlpacaEval: {python} has no alpaca_eval; pip install 'simpo[alpaca-eval]', or name the interpreter of "
+            "an environment that has it: --alpaca_eval_python=FILE (--judge none stops at the answers)"
+        )
 
 
 def write_answers(path: str | Path, answers: Sequence[Row]) -> None:
@@ -184,10 +193,7 @@ def win_rates(preferences: Sequence[Any], where: str = "annotations") -> tuple[d
     for name, values in (("win_rate", points), ("discrete_win_rate", (np.sign(points - 0.5) + 1) / 2)):
         mean = 100 * float(values.mean())
         error = 100 * float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else None
-        half = None if error is None else 1.96 * error
-        metrics[name] = Metric(
-            mean, "%", None if half is None else mean - half, None if half is None else mean + half, error
-        )
+        metrics[name] = _around(mean, error)
     return metrics, {
         "instructions": len(preferences),
         "wins": int((points > 0.5).sum()),
@@ -195,6 +201,13 @@ def win_rates(preferences: Sequence[Any], where: str = "annotations") -> tuple[d
         "draws": int((points == 0.5).sum()),
         "no_preference": len(preferences) - len(points),
     }
+
+
+def _around(value: float, error: float | None) -> Metric:
+    """A share in % with its standard error and normal interval."""
+    if error is None:
+        return Metric(value, "%")
+    return Metric(value, "%", value - 1.96 * error, value + 1.96 * error, error)
 
 
 def _check_answers(answers: Sequence[Row], path: str) -> None:

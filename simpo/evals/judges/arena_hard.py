@@ -22,12 +22,11 @@ import yaml
 
 from simpo.errors import ConfigError, DataError
 from simpo.evals.judges.bradley_terry import Battle, count_wins, rate
-from simpo.evals.judges.judging import API_ERROR, Call, Judge, JudgeServer, excluded_warning
+from simpo.evals.judges.judging import AGAIN, API_ERROR, Call, Judge, JudgeServer, excluded_warning
 from simpo.evals.layouts import (
     Row,
     by_question,
     check_answered,
-    digest_of,
     file_name,
     model_of,
     turns_of,
@@ -42,7 +41,7 @@ MAX_TOKENS, ATTEMPTS, TYPICAL_TOKENS = 4096, 2, 700
 EXCLUDED = ("no_verdict", "several_verdicts", "unknown_verdict", "refused", "failed")
 """Why a game counts for nothing."""
 
-_VERDICT = re.compile(r"\[\[([AB<>=]+)\]\]")
+VERDICT = re.compile(r"\[\[([AB<>=]+)\]\]")
 _POINTS = {"A>>B": (1.0, 3.0), "A>B": (1.0, 1.0), "A=B": (0.5, 1.0), "B>A": (0.0, 1.0), "B>>A": (0.0, 3.0)}
 _WORDS = {
     (1.0, 3.0): "clear_wins",
@@ -120,10 +119,9 @@ def judge_arena_hard(settings: ArenaHardSettings) -> Result:
         "benchmark": "arena_hard v0.1",
         "model": model,
         "baseline": model_of(baseline, settings.baseline_answers),
-        "asked": digest_of([call.messages for call in calls]),
     }
     folder = Path(settings.output_dir) / "calls" / file_name(settings.judge) / file_name(model)
-    with Judge(settings.judge, settings.server, folder, made_with) as judge:
+    with Judge(settings.judge, settings.server, folder, made_with, calls) as judge:
         price = settings.server.price(settings.judge)
         print("estimate: " + judge.estimate(calls, TYPICAL_TOKENS).line(settings.judge, price))
         judge.ask(calls)
@@ -145,7 +143,7 @@ def verdict_of(judgment: str) -> tuple[str | None, str]:
     >>> verdict_of("[[A>B]] or rather [[A=B]]")
     (None, 'several_verdicts')
     """
-    found = set(_VERDICT.findall(judgment))
+    found = set(VERDICT.findall(judgment))
     if len(found) != 1:
         return None, "several_verdicts" if found else "no_verdict"
     verdict = found.pop()
@@ -200,14 +198,14 @@ def _second_calls(calls: Sequence[Call], replies: Mapping[str, Record]) -> list[
     more = []
     for call in calls:
         text = replies[call.key]["text"]
-        if text is not None and not _VERDICT.search(text):
+        if text is not None and not VERDICT.search(text):
             turns = [{"role": "assistant", "content": text}, {"role": "user", "content": _prompt()["again"]}]
-            more.append(Call(f"{call.key}/again", [*call.messages, *turns], MAX_TOKENS))
+            more.append(Call(call.key + AGAIN, [*call.messages, *turns], MAX_TOKENS))
     return more
 
 
 def _replies(replies: Mapping[str, Record], key: str) -> list[Record]:
-    return [replies[name] for name in (key, f"{key}/again") if name in replies]
+    return [replies[name] for name in (key, key + AGAIN) if name in replies]
 
 
 def _official(key: str, row: Row, model: str, judge: str, asked: Mapping[str, str], games: Mapping[str, Game]) -> Row:

@@ -19,11 +19,13 @@ from simpo.engines.base import Failure, Request, Sample
 from simpo.engines.server_engine import ServerEngine, ServerOptions
 from simpo.errors import ConfigError
 from simpo.evals.judges.costs import Cost, Price, price_of, tokens_of
+from simpo.evals.layouts import digest_of
 from simpo.store import Record, Store
 
 API_ERROR = "$ERROR$"
 """What both official programs write in place of an answer that never came."""
 
+AGAIN = "/again"
 _OPENAI = "api.openai.com"
 
 
@@ -101,11 +103,17 @@ class JudgeServer:
 
 
 class Call(NamedTuple):
-    """One thing to ask: its name, the messages, and the bound of the answer in tokens."""
+    """One thing to ask: its name, the messages, and the bound of the answer in tokens. The name of a call that goes on
+    from the answer to another one is that one's with `AGAIN` behind it."""
 
     key: str
     messages: list[dict[str, str]]
     max_tokens: int
+
+    @property
+    def digest(self) -> str:
+        """Of the system and the user turn: the same for a call and the one that goes on from it."""
+        return digest_of(self.messages[:2])
 
 
 class Judge:
@@ -115,14 +123,23 @@ class Judge:
         model: its name on the servers.
         server: where it answers.
         folder: the answers are kept here, and gone on with.
-        made_with: what the answers depend on, as JSON; a folder with others is refused.
+        made_with: what all answers depend on, as JSON; a folder with others is refused.
+        calls: all that will be asked first; an answer to one that reads otherwise now is taken out, those to calls
+            that are not among them stay.
     """
 
-    def __init__(self, model: str, server: JudgeServer, folder: str | Path, made_with: Mapping[str, Any]) -> None:
+    def __init__(
+        self, model: str, server: JudgeServer, folder: str | Path, made_with: Mapping[str, Any], calls: Sequence[Call]
+    ) -> None:
         self.model = model
         self.server = server
         self.replies: dict[str, Record] = {}
-        again = (lambda record: record["error"] is not None) if server.retry_errors else None
+        asked = {call.key: call.digest for call in calls}
+
+        def again(record: Record) -> bool:
+            now = asked.get(record["call"].removesuffix(AGAIN), record["of"])
+            return now != record["of"] or (server.retry_errors and record["error"] is not None)
+
         self._store = Store(folder, {"judge": model, **made_with}, again=again)
         self._stack = ExitStack()
 
@@ -170,7 +187,8 @@ class Judge:
 
 
 def _record(call: Call, outcome: Sample | Failure) -> Record:
-    record: Record = {"call": call.key, "text": None, "error": None, "refused": False, "tstamp": time.time()}
+    record: Record = {"call": call.key, "of": call.digest, "text": None, "error": None, "refused": False,
+                      "tstamp": time.time()}  # fmt: skip
     if isinstance(outcome, Failure):  # what a server charges for these, if anything, it does not say
         return record | {
             "error": outcome.error, "refused": outcome.refused, "asked": 0, "answered": 0, "counted": 1,

@@ -26,7 +26,6 @@ from simpo.evals.layouts import (
     Row,
     by_question,
     check_answered,
-    digest_of,
     file_name,
     model_of,
     turns_of,
@@ -40,6 +39,10 @@ JUDGES = ("gpt-4", "gpt-4-1106-preview")
 PROMPTS = Path(__file__).with_name("prompts") / "mt_bench_single.yaml"
 WITH_REFERENCE = ("math", "reasoning", "coding", "arena-hard-200")
 MAX_TOKENS, TYPICAL_TOKENS = 2048, 200
+_REFERENCES_AT = {
+    "gpt-4": "github.com/lm-sys/FastChat, fastchat/llm_judge/data/mt_bench/reference_answer/gpt-4.jsonl",
+    "gpt-4-1106-preview": "github.com/princeton-nlp/SimPO, eval/mt-bench/gpt-4-1106-preview.jsonl",
+}
 EXCLUDED = ("no_rating", "out_of_range", "refused", "failed")
 """Why a judgment counts for nothing."""
 
@@ -151,9 +154,8 @@ def _tasks(
     settings: MTBenchSettings, judge: str, questions: Mapping[str, Row], answers: Mapping[str, Row]
 ) -> list[_Task]:
     prompts = yaml.safe_load(PROMPTS.read_text(encoding="utf-8"))
-    file = Path(settings.references) / f"{file_name(judge)}.jsonl"
     needing = [key for key, row in questions.items() if row.get("category") in WITH_REFERENCE]
-    references = _references(file, judge, needing) if needing else {}
+    references = _references(reference_file(settings.references, judge), needing) if needing else {}
     tasks = []
     for key, row in questions.items():
         asked, answered = turns_of(row, settings.questions), turns_of(answers[key], settings.answers)
@@ -175,13 +177,25 @@ def _tasks(
     return tasks
 
 
-def _references(file: Path, judge: str, needing: list[str]) -> dict[str, list[str]]:
-    """Both turns of the reference answers to questions that need one."""
+def reference_file(folder: str | Path, judge: str) -> Path:
+    """The file of a judge's reference answers.
+
+    Raises:
+        DataError: there is none; the message says where to get it.
+    """
+    file = Path(folder) / f"{file_name(judge)}.jsonl"
     if not file.exists():
         raise DataError(
             f"{file}: there is no such file; it holds the reference answers by {judge} to questions of "
-            f"{', '.join(WITH_REFERENCE[:3])}: take it from FastChat, fastchat/llm_judge/data/mt_bench/reference_answer"
+            f"{', '.join(WITH_REFERENCE[:3])}. Put one file for each judge into a folder and name it as "
+            f"--references=FOLDER ({'; '.join(f'{name}: {place}' for name, place in _REFERENCES_AT.items())}), or "
+            "take one judge whose file you have: --judge=gpt-4"
         )
+    return file
+
+
+def _references(file: Path, needing: list[str]) -> dict[str, list[str]]:
+    """Both turns of the reference answers to questions that need one."""
     rows = by_question(file)
     check_answered(needing, rows, file)
     found = {key: turns_of(rows[key], file) for key in needing}
@@ -195,9 +209,9 @@ def _judged_by(
     settings: MTBenchSettings, judge_name: str, model: str, questions: Mapping[str, Row], tasks: list[_Task]
 ) -> Result:
     calls = [task.call for task in tasks]
-    made_with = {"benchmark": "mt_bench single", "model": model, "asked": digest_of([call.messages for call in calls])}
+    made_with = {"benchmark": "mt_bench single", "model": model}
     folder = Path(settings.output_dir) / "calls" / file_name(judge_name) / file_name(model)
-    with Judge(judge_name, settings.server, folder, made_with) as judge:
+    with Judge(judge_name, settings.server, folder, made_with, calls) as judge:
         price = settings.server.price(judge_name)
         print("estimate: " + judge.estimate(calls, TYPICAL_TOKENS).line(judge_name, price))
         judge.ask(calls)

@@ -26,7 +26,7 @@ METRICS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 
 _BY_NATURE = ("model", "name", "output", "dtype", "engine", "device", "batch_size", "server", "stop_", "context",
-              "chat_template_hash", "tokenizer_hash", "packages")  # fmt: skip
+              "chat_template_hash", "tokenizer_hash", "packages", "weights")  # fmt: skip
 """Beginnings of the names of settings that differ between models or machines by nature."""
 
 _SHORT = 60  # characters of a setting's value in a note
