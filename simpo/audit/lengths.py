@@ -11,7 +11,7 @@ from datasets import Dataset
 from simpo.audit.checks import SetAudit
 from simpo.audit.facts import TokenFacts
 from simpo.config import PreferenceConfig
-from simpo.data.schema import TOO_LONG
+from simpo.data.schema import TOKEN_COLUMNS, TOO_LONG
 from simpo.data.tokenize import tokenized
 from simpo.data.truncate import TEXT_AFTER_END
 
@@ -44,7 +44,5 @@ def _of_facts(facts: TokenFacts) -> np.ndarray:
 
 
 def _of_pairs(pairs: Dataset) -> np.ndarray:
-    sides = [
-        np.fromiter(map(len, pairs[side]), dtype=np.int64) for side in ("prompt_ids", "chosen_ids", "rejected_ids")
-    ]
-    return sides[0] + np.maximum(sides[1], sides[2])
+    prompt, chosen, rejected = (np.fromiter(map(len, pairs[side]), dtype=np.int64) for side in TOKEN_COLUMNS)
+    return prompt + np.maximum(chosen, rejected)

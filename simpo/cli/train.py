@@ -34,7 +34,7 @@ def add(verbs: Verbs) -> None:
     parser.add_argument(
         "--strict",
         action="store_true",
-        help="count warnings about settings and data as errors, before weights are read",
+        help="count warnings about settings and data as errors",
     )
 
 

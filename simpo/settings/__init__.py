@@ -1,9 +1,9 @@
 """YAML files and `--key=value` overrides -> typed, checked settings of a run; and what is known about such settings."""
 
+from simpo.settings.case import RunFacts
 from simpo.settings.lint import Advice, lint, stop_on_warnings
 from simpo.settings.recommend import recommendations
 from simpo.settings.resolve import RunSettings, check_settings, read_settings
-from simpo.settings.rules import RunFacts
 
 __all__ = [
     "Advice",

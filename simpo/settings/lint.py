@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from simpo.config import DataConfig, ModelSettings, PreferenceConfig
 from simpo.errors import ConfigError
-from simpo.settings.rules import RULES, Case, Level, RunFacts
+from simpo.settings.case import Case, RunFacts
+from simpo.settings.rules import RULES, Level
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,5 @@ def stop_on_warnings(advice: Iterable[Advice]) -> None:
     grave = [one for one in advice if one.level == "warning"]
     if not grave:
         return
-    said = [f"{one.name}: {one.message}; write {one.fix}" for one in grave]
-    head = "--strict counts warnings as errors"
-    raise ConfigError(
-        f"{said[0]} ({head})" if len(said) == 1 else f"{head}, and there are {len(said)}\n  " + "\n  ".join(said)
-    )
+    said = "\n  ".join(f"{one.name}: {one.message}; write {one.fix}" for one in grave)
+    raise ConfigError(f"--strict counts warnings as errors; the settings raise {len(grave)}\n  {said}")

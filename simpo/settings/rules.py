@@ -1,164 +1,26 @@
 """The guard rails: what is known to go wrong, as data. `simpo.settings.lint` applies them.
 
-A rule stands on something published: the paper, the authors' repository, or measurements that are named. What nobody has
-shown is no rule. docs/configuration.md lists them, and a test compares.
+A rule stands on something published: the paper, the authors' repository, or what follows from arithmetic. What nobody
+has shown is no rule. docs/configuration.md lists them, and a test compares.
 """
 
-import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal, NamedTuple
 
-import numpy as np
-
-from simpo.config import DataConfig, ModelSettings, PreferenceConfig
+from simpo.settings.case import Case
 
 Level = Literal["warning", "note"]
 
-# Values of models of 7 to 9 billion parameters say nothing about one that a laptop trains from scratch.
-SMALL = 100_000_000
 _HIGH, _BREAKS = 2e-6, 1e-5  # learning rates of full fine-tuning
 _ADAPTER_HIGH = 5e-5
 _CUT_SHARE = 0.1  # as the check `truncated` of simpo inspect
 _SPARE = 2  # times the 99.9th percentile
-_LONG_RUN = 200  # steps between two checkpoints of the published runs
-_STEP = 128  # lengths are advised in multiples of this
+_LONG_RUN = 200  # steps between two checkpoints in training_configs/
 
-_PUBLISHED = {
-    "zephyr-7b-sft-full",
-    "mistral-7b-instruct-v0.2",
-    "llama-3-base-8b-sft",
-    "meta-llama-3-8b-instruct",
-    "gemma-2-9b-it",
-}
-_FAMILIES = {"mistral", "llama", "gemma2"}
 _INSTRUCT = re.compile(r"(?<![a-z])(instruct|it|chat)(?![a-z])", re.IGNORECASE)
 _OTHERS_ANSWERS = re.compile(r"ultrafeedback[-_]binarized|hh[-_]rlhf|orca[-_]dpo[-_]pairs|nectar", re.IGNORECASE)
 _REASONING = re.compile(r"gsm8k|math|reasoning", re.IGNORECASE)
-
-
-@dataclass(frozen=True)
-class RunFacts:
-    """What is known of a run beside its settings. Rules that need what is None are silent.
-
-    Args:
-        parameters: of the model, about.
-        model_type: of its config.
-        context: tokens that it can read.
-        train_pairs, eval_pairs: rows to train and to evaluate on; 0 evaluation rows where there is no such set.
-        lengths: tokens of prompt and longer response of some pairs [N], before anything is cut.
-    """
-
-    parameters: int | None = None
-    model_type: str | None = None
-    context: int | None = None
-    train_pairs: int | None = None
-    eval_pairs: int | None = None
-    lengths: np.ndarray | None = None
-
-
-@dataclass(frozen=True)
-class Case:
-    """Settings and facts as rules look at them, and as their texts name them."""
-
-    training: PreferenceConfig
-    model: ModelSettings = field(default_factory=ModelSettings)
-    data: DataConfig = field(default_factory=DataConfig)
-    facts: RunFacts = field(default_factory=RunFacts)
-
-    @property
-    def rate(self) -> float:
-        """Peak learning rate."""
-        return self.training.learning_rate
-
-    @property
-    def small(self) -> bool:
-        """Whether the model is too small for the published values to mean anything."""
-        return self.facts.parameters is not None and self.facts.parameters < SMALL
-
-    @property
-    def full(self) -> bool:
-        """All weights are trained, of a model that the published values are about."""
-        return not (self.model.use_peft or self.small)
-
-    @property
-    def adapter(self) -> bool:
-        """An adapter is trained, on a model that the published values are about."""
-        return self.model.use_peft and not self.small
-
-    @property
-    def simpo(self) -> bool:
-        """Whether the objective is SimPO."""
-        return self.training.objective == "simpo"
-
-    @property
-    def name(self) -> str:
-        """The model's name without its owner or folder."""
-        return Path(str(self.model.model_name_or_path or "")).name
-
-    @property
-    def sources(self) -> str:
-        """Names of the training data."""
-        return ", ".join(self.data.dataset_mixer or {})
-
-    @property
-    def dtype(self) -> str | None:
-        """Type of the weights that is asked for."""
-        given = self.training.model_init_kwargs
-        found = given.get("dtype") if isinstance(given, dict) else None
-        found = self.model.dtype if found is None else found
-        return None if found is None else str(found).removeprefix("torch.")
-
-    @property
-    def deepspeed(self) -> bool:
-        """DeepSpeed drives the run."""
-        return getattr(self.training, "deepspeed_plugin", None) is not None
-
-    @property
-    def unpublished(self) -> bool:
-        """Whether the model is known to be none whose token ids `tokenization: paper` is about.
-
-        A folder can hold any model, such as one that came of a published one: there the architecture decides.
-        """
-        if not self.name or self.name.lower() in _PUBLISHED:
-            return False
-        if Path(str(self.model.model_name_or_path)).expanduser().is_dir():
-            return self.facts.model_type not in {None, *_FAMILIES}
-        return True
-
-    @property
-    def steps(self) -> int:
-        """Optimizer steps of the run; 0 where they are not known."""
-        args = self.training
-        if args.max_steps > 0:
-            return args.max_steps
-        return math.ceil(args.num_train_epochs * (self.facts.train_pairs or 0) / (args.total_train_batch_size or 1))
-
-    @property
-    def cut_share(self) -> float:
-        """Share of pairs that exceed max_length, and are cut."""
-        if self.facts.lengths is None or self.training.truncation != "cut":
-            return 0.0
-        return float((self.facts.lengths > self.training.max_length).mean())
-
-    def length_at(self, percentile: float) -> int:
-        """A percentile of the lengths, rounded up to a multiple of 128; 0 where lengths are not known."""
-        if self.facts.lengths is None:
-            return 0
-        return math.ceil(np.percentile(self.facts.lengths, percentile) / _STEP) * _STEP
-
-    @property
-    def longest(self) -> int:
-        """The 99.9th percentile of the lengths, rounded up."""
-        return self.length_at(99.9)
-
-    @property
-    def room(self) -> str:
-        """The line that leaves at most one pair in a hundred cut; where the model cannot read that much, none."""
-        wanted = min(self.length_at(99), self.facts.context or self.length_at(99))
-        return f"max_length: {wanted}" if wanted > self.training.max_length else "truncation: drop"
 
 
 class Rule(NamedTuple):
@@ -258,8 +120,8 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "tokenization_paper", "warning", "tokenization",
         lambda c: c.training.tokenization == "paper" and c.unpublished,
-        "paper repeats the token ids of the published runs, faults included: the assistant's header is scored, and with "
-        "a template that has a default system turn that too. {case.name} is none of their models",
+        "paper repeats the token ids of the published runs, faults included: the assistant's header is scored, and "
+        "with a template that has a default system turn that too. {case.name} is none of their models",
         "docs/data.md, token ids", "tokenization: standard",
     ),
     Rule(
@@ -299,7 +161,7 @@ RULES: tuple[Rule, ...] = (
         "no_checkpoints", "note", "save_strategy",
         lambda c: not c.small and c.training.save_strategy == "no" and c.steps > _LONG_RUN,
         "no checkpoints in {case.steps:,} steps: if the run is stopped, it begins anew",
-        "published runs: every 200 steps", "save_strategy: steps",
+        "training_configs/: every 200 steps", "save_strategy: steps",
     ),
     Rule(
         "small_model", "note", "model_name_or_path",
