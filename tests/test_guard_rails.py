@@ -1,5 +1,6 @@
 """Guard rails: each rule fires where it should, not beside it, nor on what is shipped; its fix silences it."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ PLANTED: dict[str, tuple[dict[str, Any], tuple[dict[str, Any], ...]]] = {
     "beta_low": ({"beta": 0.9}, ({"beta": 1.0}, {"length_normalization": False}, {"objective": "dpo", "beta": 0.1})),
     "gamma_beta_ratio_high": (
         {"gamma_beta_ratio": 1.1},
-        ({"gamma_beta_ratio": 1.0}, {"objective": "dpo", "gamma_beta_ratio": 10.0}),
+        ({"gamma_beta_ratio": 1.0}, {"length_normalization": False}, {"objective": "dpo", "gamma_beta_ratio": 10.0}),
     ),
     "half_precision_masters": ({"dtype": "bfloat16"}, ({"dtype": "float32"}, {"dtype": None}, LORA)),
     "max_length_cuts": (
@@ -211,6 +212,8 @@ def test_sizes_are_about_right(tiny_dir: str) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_dir)
     counted = about_parameters(model.config)
     assert counted is not None and counted == pytest.approx(model.num_parameters(), rel=0.01)
+    demo = LlamaConfig(hidden_size=128, num_hidden_layers=4, intermediate_size=384, vocab_size=2000)
+    assert about_parameters(demo) < SMALL < 494e6  # Qwen2.5-0.5B is judged
     llama3 = LlamaConfig(
         hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8,
         intermediate_size=14336, vocab_size=128256, tie_word_embeddings=False,
@@ -225,7 +228,6 @@ def test_sizes_are_about_right(tiny_dir: str) -> None:
 @pytest.fixture
 def config(golden: Any, tiny_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """config(**settings) -> path of a YAML of a run whose weights must not be read."""
-    import json
 
     def read(*_: Any, **__: Any) -> None:
         raise AssertionError("weights were read")
@@ -254,9 +256,11 @@ def test_the_plan_shows_what_is_known(config: Any, capsys: pytest.CaptureFixture
     assert "  ! beta: 0.1 (recommended 2 to 10)\n" in printed and "    total_train_batch_size: 8 (" in printed
     shown = printed.partition("\nGuard rails\n")[2]
     assert re.search(r"^  ! beta_low: 0\.1 .*\n      write beta: 2\.0   \(SimPO repository", shown, re.MULTILINE)
-    assert "  ! gamma_beta_ratio_high: 5 asks" in shown and "  - small_model: tiny has about 35" in shown
+    assert "  ! gamma_beta_ratio_high: the loss asks for answers that differ by 5 nats" in shown
+    assert "  - small_model: tiny has about 35" in shown
     run_training(read_settings(config(total_train_batch_size=128, eval_dataset_mixer=None)), dry_run=True)
-    assert "! " not in capsys.readouterr().out.partition("Guard rails")[2].partition("no_evaluation")[0]
+    shown = capsys.readouterr().out.partition("\nGuard rails\n")[2].partition("\n!")[0]  # "!" alone: of the data
+    assert shown.startswith("  - ") and "  - no_evaluation" in shown and "  ! " not in shown
 
 
 def test_strict_stops_before_weights_are_read(config: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -91,9 +91,9 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "gamma_beta_ratio_high", "warning", "gamma_beta_ratio",
-        lambda c: c.simpo and (c.training.gamma_beta_ratio or 0) > 1,
-        "{case.training.gamma_beta_ratio:g} asks for a margin beyond what the rewards reach, and the loss does not let "
-        "go of any pair",
+        lambda c: c.simpo and bool(c.training.length_normalization) and (c.training.gamma_beta_ratio or 0) > 1,
+        "the loss asks for answers that differ by {case.training.gamma_beta_ratio:g} nats per token, beyond what the "
+        "authors searched",
         f"{_README}: 0 to 1, starting at 0.5", "gamma_beta_ratio: 0.5",
     ),
     Rule(
