@@ -267,7 +267,11 @@ def test_strict_stops_before_weights_are_read(config: Any, capsys: pytest.Captur
     path = config(beta=0.1, gamma_beta_ratio=5.0)
     assert cli.main(["train", path, "--strict", "--no-audit"]) == 2
     said = capsys.readouterr().err
-    assert "the settings raise 2\n" in said and "write beta: 2.0\n" in said and "write gamma_beta_ratio: 0.5" in said
+    assert (
+        "the settings raise 2\n" in said
+        and "write beta: 2.0 (SimPO repository" in said
+        and "write gamma_beta_ratio: 0.5" in said
+    )
     assert cli.main(["train", path, "--strict", "--dry-run", "--no-audit"]) == 2
     assert cli.main(["train", path, "--dry-run"]) == 0
     with pytest.raises(AssertionError, match="weights were read"):

@@ -73,5 +73,5 @@ def stop_on_warnings(advice: Iterable[Advice]) -> None:
     grave = [one for one in advice if one.level == "warning"]
     if not grave:
         return
-    said = "\n  ".join(f"{one.name}: {one.message}; write {one.fix}" for one in grave)
+    said = "\n  ".join(f"{one.name}: {one.message}; write {one.fix} ({one.source})" for one in grave)
     raise ConfigError(f"--strict counts warnings as errors; the settings raise {len(grave)}\n  {said}")

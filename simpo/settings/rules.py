@@ -106,8 +106,8 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "max_length_cuts", "warning", "max_length",
         lambda c: c.cut_share > _CUT_SHARE,
-        "{case.cut_share:.0%} of the pairs are longer than {case.training.max_length} tokens and are cut: their ends "
-        "are not learnt, and the mean over tokens is one over their beginnings",
+        "{case.cut_share:.0%} of the pairs are longer than {case.training.max_length} tokens and are cut: they lose "
+        "the beginning of the prompt or the ends of answers, and lengths are no longer the data's own",
         "docs/data.md, truncated", "{case.room}",
     ),
     Rule(
