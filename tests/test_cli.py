@@ -220,6 +220,15 @@ def test_launching(config: str, launched: list[list[str]], checkout: Path, calls
     assert calls == []
 
 
+def test_checks_reach_the_run_and_the_launcher(
+    config: str, launched: list[list[str]], checkout: Path, calls: Calls
+) -> None:
+    assert cli.main(["train", config]) == cli.main(["train", config, "--strict", "--no-audit"]) == 0
+    assert [(call["strict"], call["audit"]) for call in calls] == [(False, True), (True, False)]
+    assert cli.main(["train", config, "--strict", "--no-audit", "--accelerate", "cpu"]) == 0
+    assert launched[0][-3:] == [config, "--no-audit", "--strict"]
+
+
 def test_settings_are_checked_before_launching(
     config: str, launched: list[list[str]], checkout: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

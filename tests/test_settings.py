@@ -10,7 +10,7 @@ import yaml
 
 from simpo.errors import ConfigError
 from simpo.run.sft.settings import sft_field_types
-from simpo.settings import RunSettings, check_settings, read_settings, recommendations
+from simpo.settings import RunSettings, check_settings, lint, read_settings, recommendations
 from simpo.settings.entries import read_overrides
 from simpo.settings.fieldtypes import field_types
 from simpo.settings.oldnames import ALIASES, OLD_NAMES, RENAMED, SFT_ONLY, SWEEP_ONLY
@@ -517,7 +517,8 @@ def test_text_is_checked_before_any_device(write: Callable[..., Path], monkeypat
 
 
 def warned(settings: RunSettings) -> list[str]:
-    return [line.split(":")[0].removeprefix("! ") for line in recommendations(settings) if line.startswith("!")]
+    lines = recommendations(settings, lint(settings.training, settings.model, settings.data))
+    return [line.split(":")[0].removeprefix("! ") for line in lines if line.startswith("!")]
 
 
 def test_recommendations(read: Read) -> None:

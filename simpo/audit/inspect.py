@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from datasets import Dataset
@@ -16,6 +16,7 @@ from simpo.audit.checks import SetAudit, all_findings
 from simpo.audit.facts import TokenFacts, token_facts
 from simpo.audit.findings import Finding
 from simpo.audit.frame import TemplateComparison, compare_templates, find_frame
+from simpo.audit.lengths import uncut_lengths
 from simpo.audit.overlap import OverlapSearch, searches
 from simpo.audit.page import render_page
 from simpo.audit.result import Inspection, as_json
@@ -59,6 +60,13 @@ class InspectOptions:
     rows: tuple[int, ...] = ()
     sample: int | None = None
     eval_prompts: Mapping[str, str] = field(default_factory=dict)
+
+
+class SampleCheck(NamedTuple):
+    """What the checks before a run say: warnings as lines, and the lengths of the sampled training pairs [N]."""
+
+    warnings: Sequence[str] = ()
+    lengths: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -137,7 +145,9 @@ def check_sample(
     own_template: Any,
     args: PreferenceConfig,
     numbers: np.ndarray | None = None,
-) -> list[str]:
+    *,
+    strict: bool = False,
+) -> SampleCheck:
     """The checks on a sample of each set, before weights are read.
 
     Args:
@@ -146,9 +156,7 @@ def check_sample(
         own_template: the model's own.
         args: how rows are tokenised.
         numbers: of the training rows, where some are repeated on purpose.
-
-    Returns:
-        Warnings as lines.
+        strict: whether warnings count as errors.
 
     Raises:
         DataError: a check found an error.
@@ -157,9 +165,10 @@ def check_sample(
     if evaluation is not None:
         audits.append(audit_set("eval", evaluation, tokenizer, args, SAMPLE_ROWS).audit)
     findings = all_findings(audits, compare_templates(tokenizer, own_template))
-    stop_on(findings, strict=False)
+    stop_on(findings, strict=strict)
     warnings = [finding for finding in findings if finding.level == "warning"]
-    return [f"! {finding.where}: {finding.text}: {finding.todo}" for finding in warnings]
+    lengths = uncut_lengths(train.select(sample_rows(train, SAMPLE_ROWS)), tokenizer, args, audits[0])
+    return SampleCheck([f"! {finding.where}: {finding.text}: {finding.todo}" for finding in warnings], lengths)
 
 
 def sample_rows(data: Dataset, limit: int | None) -> range:

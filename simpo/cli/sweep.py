@@ -12,7 +12,7 @@ Train with many values of some settings, one run at a time or one per set of dev
 The last file says what is searched. The same command goes on with a sweep that was interrupted.
 """
 
-FLAGS = {name: Flag("none") for name in ("--dry-run", "--retry-failed", "--no-audit")}
+FLAGS = {name: Flag("none") for name in ("--dry-run", "--retry-failed", "--no-audit", "--strict")}
 
 
 def add(verbs: Verbs) -> None:
@@ -31,6 +31,7 @@ def add(verbs: Verbs) -> None:
     parser.add_argument("--dry-run", action="store_true", help="check every value, say what would be run, and stop")
     parser.add_argument("--retry-failed", action="store_true", help="run failed trials of an earlier call again")
     parser.add_argument("--no-audit", action="store_true", help="as for simpo train, for every trial")
+    parser.add_argument("--strict", action="store_true", help="as for simpo train: a trial with warnings fails")
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
@@ -45,4 +46,5 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
         dry_run=args.dry_run,
         retry_failed=args.retry_failed,
         audit=not args.no_audit,
+        strict=args.strict,
     )

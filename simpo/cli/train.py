@@ -13,7 +13,7 @@ Every setting can be overridden as --key=value, for instance:
   simpo train training_configs/llama-3-8b-instruct-simpo-v2.yaml --learning_rate=8e-7 --output_dir=outputs/try-2
 """
 
-FLAGS = RUN_FLAGS | {"--no-audit": Flag("none")}
+FLAGS = RUN_FLAGS | {"--no-audit": Flag("none"), "--strict": Flag("none")}
 
 
 def add(verbs: Verbs) -> None:
@@ -31,6 +31,11 @@ def add(verbs: Verbs) -> None:
     parser.add_argument(
         "--no-audit", action="store_true", help="skip the checks of `simpo inspect` on a sample of the data"
     )
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        help="count warnings about settings and data as errors",
+    )
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
@@ -38,7 +43,8 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     if launches(args):
         from simpo.settings import check_settings
 
-        relaunch("train", args, overrides, check_settings, run_words(args) + ["--no-audit"] * args.no_audit)
+        own = ["--no-audit"] * args.no_audit + ["--strict"] * args.strict
+        relaunch("train", args, overrides, check_settings, run_words(args) + own)
         return
     from simpo.settings import read_settings
 
@@ -55,4 +61,5 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
         overwrite=args.overwrite,
         resume_from_checkpoint=resume,
         audit=not args.no_audit,
+        strict=args.strict,
     )

@@ -1,7 +1,7 @@
 """What is about to happen, in a few lines, before it costs anything."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from transformers import TrainingArguments
@@ -10,7 +10,7 @@ from simpo.batching import PlanSummary
 from simpo.config import PreferenceConfig
 from simpo.objectives import OBJECTIVES
 from simpo.run.manifest import AnySettings, settings_text
-from simpo.settings import RunSettings, recommendations
+from simpo.settings import Advice, RunSettings, recommendations
 from simpo.settings.oldnames import show
 
 
@@ -36,6 +36,7 @@ def plan_lines(
     plan: PlanSummary | None,
     master_dtype: str,
     engine: str,
+    advice: Sequence[Advice] = (),
 ) -> list[str]:
     """The plan of a run for people to read.
 
@@ -48,6 +49,7 @@ def plan_lines(
         plan: how an epoch is cut into micro-batches; None before all data are tokenised.
         master_dtype: sentence on the dtype of the weights.
         engine: what drives the run.
+        advice: what is known to go wrong with these settings.
     """
     args = settings.training
     steps = total_steps(train_pairs, args)
@@ -71,7 +73,9 @@ def plan_lines(
     lines = ["Plan"]
     lines += [f"  {name:<10} {value}" for name, value in rows]
     lines += ["Data", *(f"  {line}" for line in data_lines)]
-    lines += ["Chosen and recommended", *(f"  {line}" for line in recommendations(settings))]
+    lines += ["Chosen and recommended", *(f"  {line}" for line in recommendations(settings, advice))]
+    if advice:
+        lines += ["Guard rails", *(f"  {line}" for one in advice for line in one.lines())]
     if settings.conversions:
         lines += ["Converted settings", *(f"  {line}" for line in settings.conversions)]
     if settings.composed:

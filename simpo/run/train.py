@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -23,7 +23,7 @@ from transformers import (
     set_seed,
 )
 
-from simpo.audit.inspect import SAMPLE_ROWS, check_sample, sample_rows
+from simpo.audit.inspect import SAMPLE_ROWS, SampleCheck, check_sample, sample_rows
 from simpo.batching import PlanSummary
 from simpo.config import PreferenceConfig
 from simpo.data.chat import resolve_chat_template
@@ -36,10 +36,11 @@ from simpo.model import load_model_config, load_tokenizer, master_dtype
 from simpo.objectives import OBJECTIVES
 from simpo.run.card import model_card
 from simpo.run.folder import CheckpointCallback, check_identity, find_checkpoint, remove_earlier_run
+from simpo.run.guard import guard_rails
 from simpo.run.logfile import LogFile
 from simpo.run.manifest import build_manifest, run_identity, write_manifest, write_settings
 from simpo.run.plan import model_line, plan_lines
-from simpo.settings import RunSettings
+from simpo.settings import Advice, RunSettings
 from simpo.trainer import PreferenceTrainer
 
 logger = logging.getLogger(__name__)
@@ -52,6 +53,7 @@ def run_training(
     overwrite: bool = False,
     resume_from_checkpoint: str | bool | None = None,
     audit: bool = True,
+    strict: bool = False,
 ) -> None:
     """Check everything, print the plan, train, evaluate, and leave the model with all that is needed to repeat it.
 
@@ -62,6 +64,7 @@ def run_training(
         resume_from_checkpoint: a checkpoint's path, True for the last one, False for none; None goes on from an
             interrupted run in the output folder where there is one.
         audit: stop where a sample of the data fails a check of `simpo inspect`.
+        strict: stop at warnings too, of these checks and of the guard rails.
 
     Raises:
         SimPOError: what is wrong, where, and what to write instead.
@@ -70,17 +73,17 @@ def run_training(
     _begin(settings)
     check_engine(args)
     checkpoint, folder_note = choose_checkpoint(args, resume_from_checkpoint, overwrite, dry_run)
-    inputs = _read_inputs(settings, audit=audit)
-    config, warnings = inputs.config, inputs.warnings
+    inputs = _read_inputs(settings, audit=audit, strict=strict)
+    warnings = inputs.warnings
     if dry_run:
         sample = _sample_report(inputs.train, inputs.evaluation, inputs.tokenizer, args)
-        _print_plan(settings, config, *sample, notes=[*folder_note, *warnings])
+        _print_plan(settings, inputs, *sample, notes=[*folder_note, *warnings])
         return
     trainer = _build_trainer(settings, inputs)
     reports = [report for report in (trainer.train_report, *trainer.eval_reports.values()) if report is not None]
     plan = trainer.plan_summary()
     pairs = _pairs(trainer.train_dataset), _pairs(trainer.eval_dataset)
-    _print_plan(settings, config, *pairs, reports, trainer, plan, notes=warnings)
+    _print_plan(settings, inputs, *pairs, reports, trainer, plan, notes=warnings)
     PartialState().wait_for_everyone()  # every process has looked at the folder before one writes into it
     if overwrite and checkpoint is None and PartialState().is_main_process:
         remove_earlier_run(args.output_dir or "")
@@ -121,7 +124,8 @@ class _Inputs(NamedTuple):
     tokenizer: PreTrainedTokenizerBase
     train: Dataset
     evaluation: Dataset | None
-    warnings: list[str]
+    warnings: Sequence[str]
+    advice: list[Advice]
 
 
 def _begin(settings: RunSettings) -> None:
@@ -130,7 +134,7 @@ def _begin(settings: RunSettings) -> None:
     _merge_init_kwargs(settings)
 
 
-def _read_inputs(settings: RunSettings, *, audit: bool) -> _Inputs:
+def _read_inputs(settings: RunSettings, *, audit: bool, strict: bool = False) -> _Inputs:
     args, name = settings.training, str(settings.model.model_name_or_path)
     hub: dict[str, Any] = {
         "revision": settings.model.model_revision,
@@ -144,8 +148,11 @@ def _read_inputs(settings: RunSettings, *, audit: bool) -> _Inputs:
         tokenizer.chat_template = template
     with args.main_process_first(desc="reading data"):
         train, evaluation, mix = load_mix(settings.data, seed=args.seed)
-        warnings = check_sample(train, evaluation, tokenizer, own_template, args, mix.numbers) if audit else []
-    return _Inputs(config, tokenizer, train, evaluation, warnings)
+        look = SampleCheck()
+        if audit:
+            look = check_sample(train, evaluation, tokenizer, own_template, args, mix.numbers, strict=strict)
+    advice = guard_rails(settings, config, train, evaluation, look.lengths, strict=strict)
+    return _Inputs(config, tokenizer, train, evaluation, look.warnings, advice)
 
 
 def _build_trainer(settings: RunSettings, inputs: _Inputs) -> PreferenceTrainer:
@@ -226,7 +233,7 @@ def _sample_report(
 
 def _print_plan(
     settings: RunSettings,
-    config: PretrainedConfig,
+    inputs: _Inputs,
     train_pairs: int,
     eval_pairs: int,
     reports: Iterable[TokenizeReport],
@@ -248,16 +255,17 @@ def _print_plan(
         )
     else:
         weights = trainer.master_dtype_note
-    attention = attention_backend(config, args.attn_backend, args.device, args.compute_dtype)
+    attention = attention_backend(inputs.config, args.attn_backend, args.device, args.compute_dtype)
     lines = plan_lines(
         settings,
-        model_line=model_line(str(settings.model.model_name_or_path), config, settings),
+        model_line=model_line(str(settings.model.model_name_or_path), inputs.config, settings),
         train_pairs=train_pairs,
         eval_pairs={"eval": eval_pairs} if eval_pairs else {},
         data_lines=[line for report in reports for line in report.lines()],
         plan=plan,
         master_dtype=weights,
         engine=f"{engine_name(args, trainer)}, attention by {attention}",
+        advice=inputs.advice,
     )
     print("\n".join([*lines, *notes]), flush=True)
 

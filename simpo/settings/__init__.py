@@ -1,6 +1,17 @@
-"""YAML files and `--key=value` overrides -> typed, checked settings of a run."""
+"""YAML files and `--key=value` overrides -> typed, checked settings of a run; and what is known about such settings."""
 
+from simpo.settings.case import RunFacts
+from simpo.settings.lint import Advice, lint, stop_on_warnings
 from simpo.settings.recommend import recommendations
 from simpo.settings.resolve import RunSettings, check_settings, read_settings
 
-__all__ = ["RunSettings", "check_settings", "read_settings", "recommendations"]
+__all__ = [
+    "Advice",
+    "RunFacts",
+    "RunSettings",
+    "check_settings",
+    "lint",
+    "read_settings",
+    "recommendations",
+    "stop_on_warnings",
+]

@@ -1,9 +1,10 @@
-"""Chosen hyper-parameters beside the recommended ones."""
+"""Chosen hyper-parameters beside the recommended ones. What is wrong with one is told by `simpo.settings.lint`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from simpo.config import PreferenceConfig
+from simpo.settings.lint import Advice
 from simpo.settings.oldnames import show
 from simpo.settings.resolve import RunSettings
 
@@ -25,39 +26,30 @@ class _Row(NamedTuple):
     name: str
     chosen: float | None
     advice: str
-    warning: str = ""  # what is wrong with the chosen value
 
 
-def recommendations(settings: RunSettings) -> list[str]:
-    """A line for each hyper-parameter that matters most; lines that begin with `!` are warnings."""
+def recommendations(settings: RunSettings, advice: Iterable[Advice] = ()) -> list[str]:
+    """A line for each hyper-parameter that matters most; those that `advice` warns about begin with `!`."""
     training = settings.training
+    warned = {one.setting for one in advice if one.level == "warning"}
     rows = [*_rows_of_the_run(training, settings.model.use_peft), *_rows_of_the_objective(training)]
     return [
-        f"{'!' if row.warning else ' '} {row.name}: {show(row.chosen)} (recommended {row.advice})"
-        + (f": {row.warning}" if row.warning else "")
+        f"{'!' if row.name in warned else ' '} {row.name}: {show(row.chosen)} (recommended {row.advice})"
         for row in rows
     ]
 
 
 def _rows_of_the_run(training: PreferenceConfig, adapter: bool) -> Iterator[_Row]:
-    rate, total = training.learning_rate, training.total_train_batch_size
-    limit = 5e-5 if adapter else 2e-6
-    kind = "adapters" if adapter else "full fine-tuning"
     advised = "about ten times 3e-7 to 1e-6 for adapters" if adapter else "3e-7, 5e-7, 8e-7 or 1e-6"
-    too_fast = f"above {limit:g} {kind} tends to end in repetition"
-    yield _Row("learning_rate", rate, advised, too_fast if rate > limit else "")
-    other = "other sizes change the result more than any setting"
-    yield _Row("total_train_batch_size", total, "128", other if total != 128 else "")
+    yield _Row("learning_rate", training.learning_rate, advised)
+    yield _Row("total_train_batch_size", training.total_train_batch_size, "128")
 
 
 def _rows_of_the_objective(training: PreferenceConfig) -> Iterator[_Row]:
     if training.objective == "simpo":
-        beta, ratio = training.beta or 0.0, training.gamma_beta_ratio or 0.0
-        weak = "below 1 the margin has little effect"
         if training.length_normalization:
-            yield _Row("beta", beta, "2 to 10", weak if beta < 1 else "")
-        high = "above 1 the margin outgrows the rewards"
-        yield _Row("gamma_beta_ratio", ratio, "0 to 1, starting at 0.5", high if ratio > 1 else "")
+            yield _Row("beta", training.beta, "2 to 10")
+        yield _Row("gamma_beta_ratio", training.gamma_beta_ratio, "0 to 1, starting at 0.5")
         return
-    for name, advice in _SEARCHED.get(training.objective, {}).items():
-        yield _Row(name, training.objective_settings[name], advice)
+    for name, searched in _SEARCHED.get(training.objective, {}).items():
+        yield _Row(name, training.objective_settings[name], searched)

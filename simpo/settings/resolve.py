@@ -235,7 +235,7 @@ def _nearest(key: str) -> str:
         return "it belongs to SFT runs (simpo sft), leave it out"
     if key in SWEEP_ONLY:
         return "it belongs to the file of a search, the last one of simpo sweep"
-    if key in ("dry_run", "no_audit", "overwrite"):
+    if key in ("dry_run", "no_audit", "overwrite", "strict"):
         return "it is an option of other verbs; --help lists those of this one"
     if key == "accelerate":
         return "it is an option of simpo train, sft and reference; a sweep reads it in the file of its space"

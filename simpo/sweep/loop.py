@@ -175,6 +175,7 @@ def run_sweep(
     dry_run: bool = False,
     retry_failed: bool = False,
     audit: bool = True,
+    strict: bool = False,
 ) -> None:
     """Search, then leave a table, `sweep.csv`, `sweep.png` and `best.yaml` in the configuration's output_dir.
 
@@ -186,6 +187,7 @@ def run_sweep(
         dry_run: check and say what would be run.
         retry_failed: run failed trials of an earlier call again.
         audit: check a sample of the data in every trial, as `simpo train` does.
+        strict: count warnings of a trial as errors, as `simpo train --strict` does.
 
     Raises:
         ConfigError: something is wrong with the files, or the folder holds another sweep, or one that is running.
@@ -197,7 +199,7 @@ def run_sweep(
     launcher_file = launch_config(sweep.accelerate) if sweep.accelerate is not None else None
     _check_surroundings(sweep, base)
     output = Path(str(base["output_dir"]))
-    starter = Launcher(sweep, output, configs, overrides, base, launcher_file, audit)
+    starter = Launcher(sweep, output, configs, overrides, base, launcher_file, audit, strict)
     for line in describe(sweep, output, start):
         print(line, flush=True)
     if dry_run:

@@ -45,6 +45,7 @@ class Launcher:
         base: settings of the configuration, by name.
         launch_config: the accelerate configuration, or None.
         audit: whether trials check a sample of their data.
+        strict: whether warnings make trials fail.
     """
 
     sweep: SweepSettings
@@ -54,6 +55,7 @@ class Launcher:
     base: dict[str, Any]
     launch_config: Path | None = None
     audit: bool = True
+    strict: bool = False
 
     def launch(self, number: int, params: Params, devices: Devices) -> "TrialRun":
         """Start a trial, or go on with one that was interrupted; a run that came to its end is not run again."""
@@ -70,7 +72,8 @@ class Launcher:
     def command(self, number: int, params: Params, devices: Devices = None) -> list[str]:
         """The command line of a trial."""
         folder = self.output / folder_name(number)
-        words = [sys.executable, "-m", "simpo.cli", "train", *self.configs, *([] if self.audit else ["--no-audit"])]
+        own_checks = ["--no-audit"] * (not self.audit) + ["--strict"] * self.strict
+        words = [sys.executable, "-m", "simpo.cli", "train", *self.configs, *own_checks]
         if self.launch_config is not None:
             words.append(f"--accelerate={_own_launch_config(self.launch_config, folder / 'logs', devices)}")
         # The finished model is what a trial leaves; the best checkpoint can be asked for only where there are some.

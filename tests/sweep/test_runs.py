@@ -147,6 +147,8 @@ def test_the_command_line_of_a_trial(tmp_path: Path) -> None:
         "distributed_type": "DEEPSPEED", "main_process_port": 0, "num_processes": 2,
     }  # fmt: skip
     assert "secret" not in runs._without_secrets(command) and "--hub_token=..." in runs._without_secrets(command)
+    strict = Launcher(settings(), tmp_path, ["a.yaml"], [], {}, strict=True).command(0, {})
+    assert strict[3:6] == ["train", "a.yaml", "--strict"] and "--strict" not in command
     best = Launcher(settings(), tmp_path, ["a.yaml"], [], {"load_best_model_at_end": True, "run_name": "mine"})
     assert "--save_total_limit=1" in best.command(0, {}) and "--run_name=mine-trial-0000" in best.command(0, {})
     assert not any(word.startswith("--save_strategy") for word in best.command(0, {}))

@@ -1,0 +1,331 @@
+"""Guard rails: each rule fires where it should, not beside it, nor on what is shipped; its fix silences it."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig
+
+from simpo import PreferenceConfig, cli
+from simpo.audit.inspect import check_sample
+from simpo.config import DataConfig, ModelSettings
+from simpo.data.load import load_mix
+from simpo.errors import ConfigError, DataError
+from simpo.model import load_tokenizer
+from simpo.run import run_training
+from simpo.run.guard import about_parameters
+from simpo.settings import RunFacts, lint, read_settings, stop_on_warnings
+from simpo.settings.case import SMALL
+from simpo.settings.fieldtypes import field_types
+from simpo.settings.rules import RULES
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / "training_configs"
+LARGE, LITTLE = 8_000_000_000, 1_000_000
+LORA = {"use_peft": True, "learning_rate": 1e-5}
+INSTRUCT = {"model_name_or_path": "google/gemma-2-9b-it", "dataset_mixer": {"org/ultrafeedback_binarized": 1.0}}
+MATHS = {"dataset_mixer": {"org/gsm8k-pairs": 1.0}}
+PAPER = {"tokenization": "paper"}
+LENGTHS = np.arange(1, 1001)  # tokens of a pair
+
+# rule: settings and facts on which it fires, and what makes its neighbours that it is silent on.
+PLANTED: dict[str, tuple[dict[str, Any], tuple[dict[str, Any], ...]]] = {
+    "learning_rate_breaks": ({"learning_rate": 1e-5}, ({"learning_rate": 9e-6}, LORA, {"parameters": LITTLE})),
+    "learning_rate_high": (
+        {"learning_rate": 2.1e-6},
+        ({"learning_rate": 2e-6}, {"learning_rate": 1e-5}, {"use_peft": True}, {"parameters": LITTLE}),
+    ),
+    "learning_rate_adapter_high": (LORA | {"learning_rate": 6e-5}, ({"learning_rate": 5e-5}, {"use_peft": False})),
+    "learning_rate_adapter_low": (LORA | {"learning_rate": 2e-6}, ({"learning_rate": 3e-6}, {"use_peft": False})),
+    "total_train_batch_size": ({"total_train_batch_size": 256}, ({"total_train_batch_size": 128},)),
+    "beta_low": ({"beta": 0.9}, ({"beta": 1.0}, {"length_normalization": False}, {"objective": "dpo", "beta": 0.1})),
+    "gamma_beta_ratio_high": (
+        {"gamma_beta_ratio": 1.1},
+        ({"gamma_beta_ratio": 1.0}, {"length_normalization": False}, {"objective": "dpo", "gamma_beta_ratio": 10.0}),
+    ),
+    "half_precision_masters": ({"dtype": "bfloat16"}, ({"dtype": "float32"}, {"dtype": None}, LORA)),
+    "max_length_cuts": (
+        {"lengths": LENGTHS, "max_length": 899},
+        ({"max_length": 900}, {"lengths": None}, {"truncation": "drop"}),
+    ),
+    "max_length_spare": ({"lengths": LENGTHS, "max_length": 2049}, ({"max_length": 2048}, {"lengths": None})),
+    "tokenization_paper": (
+        PAPER | {"model_name_or_path": "Qwen/Qwen2.5-7B-Instruct"},
+        ({"tokenization": "standard"}, {"model_name_or_path": "mistralai/Mistral-7B-Instruct-v0.2"}),
+    ),
+    "off_policy": (
+        INSTRUCT,
+        (
+            {"model_name_or_path": "princeton-nlp/Llama-3-Base-8B-SFT"},
+            {"model_name_or_path": "org/gemma-7b-italian"},
+            {"dataset_mixer": {"princeton-nlp/gemma2-ultrafeedback-armorm": 1.0}},
+        ),
+    ),
+    "reasoning_rate": (
+        MATHS | {"learning_rate": 1e-6},
+        ({"learning_rate": 5e-7}, {"dataset_mixer": {"org/chats": 1.0}}, LORA),
+    ),
+    "reasoning_kept": (
+        MATHS,
+        ({"sft_weight": 0.1}, {"dataset_mixer": {"org/chats": 1.0}}, {"objective": "orpo"}),
+    ),
+    "sft_weight_chat": ({"sft_weight": 0.1}, ({"sft_weight": 0.0}, MATHS, {"objective": "dpo"})),
+    "no_evaluation": ({"eval_pairs": 0}, ({"eval_pairs": 1}, {"eval_pairs": None})),
+    "no_checkpoints": (
+        {"save_strategy": "no", "train_pairs": 201 * 128},
+        ({"save_strategy": "steps"}, {"train_pairs": 200 * 128}, {"max_steps": 200}, {"train_pairs": None}),
+    ),
+    "small_model": (
+        {"parameters": SMALL - 1, "learning_rate": 2e-4},
+        ({"parameters": SMALL}, {"learning_rate": 1e-6}, {"parameters": None}),
+    ),
+}
+GOOD = {"learning_rate": 1e-6, "total_train_batch_size": 128, "save_strategy": "steps"}
+
+
+def fired(tmp_path: Path, **given: Any) -> dict[str, Any]:
+    """Advice by its rule's name, for settings and facts in one mapping beside good ones."""
+    values = GOOD | {"output_dir": str(tmp_path), "use_cpu": True, "bf16": False} | given
+    facts = {key: values.pop(key) for key in RunFacts.__dataclass_fields__ if key in values}
+    parts: dict[type, dict[str, Any]] = {PreferenceConfig: {}, ModelSettings: {}, DataConfig: {}}
+    for key, value in values.items():
+        parts[field_types()[key].owner][key] = value
+    built = [part(**own) for part, own in parts.items()]
+    return {advice.name: advice for advice in lint(*built, RunFacts(**facts))}
+
+
+def test_good_settings_are_left_alone(tmp_path: Path) -> None:
+    assert fired(tmp_path) == {}
+
+
+def test_every_rule_is_planted_and_named_once() -> None:
+    names = [rule.name for rule in RULES]
+    assert set(names) == set(PLANTED) and len(set(names)) == len(names)
+    assert {rule.setting for rule in RULES} <= set(field_types())
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_a_rule_fires_on_its_case_and_on_no_neighbour(name: str, tmp_path: Path) -> None:
+    case, neighbours = PLANTED[name]
+    assert name in fired(tmp_path, **case)
+    for neighbour in neighbours:
+        assert name not in fired(tmp_path, **case | neighbour), neighbour
+
+
+@pytest.mark.parametrize("name", sorted(set(PLANTED) - {"small_model"}))
+def test_the_fix_is_a_line_of_yaml_that_helps(name: str, tmp_path: Path) -> None:
+    advice = fired(tmp_path, **PLANTED[name][0])[name]
+    fix = yaml.safe_load(advice.fix)
+    ((key, value),) = fix.items()
+    value = field_types()[key].fit(value, None)
+    # whether anything is held out is a fact; the line makes it so
+    given = PLANTED[name][0] | {key: value} | ({"eval_pairs": 1} if key == "test_size" else {})
+    assert name not in fired(tmp_path, **given)
+    assert key == advice.setting and "{" not in advice.message
+    assert advice.lines()[0].startswith("!" if advice.level == "warning" else "-") and advice.fix in advice.lines()[1]
+
+
+def test_what_cannot_be_read_is_dropped(tmp_path: Path) -> None:
+    case = {"lengths": LENGTHS, "max_length": 512, "max_prompt_length": 256}
+    assert fired(tmp_path, **case)["max_length_cuts"].fix == "max_length: 1024"  # the 99th percentile, rounded up
+    assert "49% of the pairs" in fired(tmp_path, **case)["max_length_cuts"].message
+    assert fired(tmp_path, **case, context=768)["max_length_cuts"].fix == "max_length: 768"
+    assert fired(tmp_path, **case, context=512)["max_length_cuts"].fix == "truncation: drop"
+
+
+def test_a_folder_is_judged_by_its_architecture(tmp_path: Path) -> None:
+    folder = PAPER | {"model_name_or_path": str(tmp_path)}
+    assert "tokenization_paper" not in fired(tmp_path, **folder, model_type="llama")
+    assert "tokenization_paper" in fired(tmp_path, **folder, model_type="qwen2")
+
+
+def test_masters_that_deepspeed_keeps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for dtype in ("bfloat16", "float16", "auto", torch.bfloat16):
+        assert "half_precision_masters" in fired(tmp_path, model_init_kwargs={"dtype": dtype})
+    assert "half_precision_masters" not in fired(tmp_path, model_init_kwargs={"dtype": torch.float32})
+    monkeypatch.setattr(PreferenceConfig, "deepspeed_plugin", object(), raising=False)
+    args = PreferenceConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, **GOOD)
+    args.deepspeed_plugin = object()
+    assert lint(args, ModelSettings(dtype="bfloat16")) == []
+
+
+def test_a_small_step_leaves_bfloat16_weights_as_they_are() -> None:
+    weights = torch.logspace(-6, 0, 10_000)
+    change = (weights.bfloat16() - torch.tensor(1e-6, dtype=torch.bfloat16)) != weights.bfloat16()
+    assert change.any() and weights[change].max() < 0.0005
+    assert ((weights - 1e-6) != weights).all()
+
+
+# --- what is shipped --------------------------------------------------------------------------------------------
+
+SHIPPED = sorted(CONFIGS.glob("*.yaml"))
+OBJECTIVES = [None, *sorted((CONFIGS / "objectives").glob("*.yaml"))]
+NAMES = {path.stem for path in SHIPPED}
+# DPO's values for a setting, and the file of the setting
+PUBLISHED_DPO = {
+    path.stem[4:]: next(name for name in (f"{path.stem[4:]}-simpo", f"{path.stem[4:-3]}-simpo-v2") if name in NAMES)
+    for path in OBJECTIVES
+    if path is not None and path.stem.startswith("dpo-") and path.stem[4:] not in ("length-normalization", "margin")
+}
+# recipe: the notes that it is meant to raise
+NOTES = {"demo": {"small_model"}}
+
+
+@pytest.mark.parametrize("recipe", SHIPPED, ids=lambda path: path.stem)
+def test_no_shipped_recipe_warns(recipe: Path) -> None:
+    parameters = LITTLE if recipe.stem == "demo" else LARGE
+    facts = RunFacts(parameters=parameters, train_pairs=60_000, eval_pairs=1000)
+    for objective in OBJECTIVES:
+        files = [recipe] if objective is None else [recipe, objective]
+        if objective is not None and objective.stem.removeprefix("dpo-") in PUBLISHED_DPO:
+            continue  # the values of one setting
+        run = read_settings(files, ["--use_cpu=true", "--bf16=false"])
+        advice = lint(run.training, run.model, run.data, facts)
+        expected = NOTES.get(recipe.stem, set()) | ({"sft_weight_chat"} if run.training.sft_weight else set())
+        assert {one.name for one in advice} == expected, objective
+        stop_on_warnings(advice)
+
+
+@pytest.mark.parametrize("name", PUBLISHED_DPO)
+def test_published_dpo_does_not_warn_behind_its_setting_and_does_behind_an_adapter(name: str) -> None:
+    def names(setting: str) -> set[str]:
+        files = [CONFIGS / f"{setting}.yaml", CONFIGS / "objectives" / f"dpo-{name}.yaml"]
+        run = read_settings(files, ["--use_cpu=true", "--bf16=false"])
+        return {one.name for one in lint(run.training, run.model, run.data, RunFacts(parameters=LARGE))}
+
+    assert names(PUBLISHED_DPO[name]) == set()
+    assert names("llama-3-8b-instruct-lora-80gb") == {"learning_rate_adapter_low"}
+
+
+def test_the_demo_is_silent_by_its_size_alone() -> None:
+    run = read_settings(CONFIGS / "demo.yaml")
+    names = {one.name for one in lint(run.training, run.model, run.data, RunFacts(parameters=LARGE))}
+    assert names == {"learning_rate_breaks", "total_train_batch_size"}
+
+
+def test_sizes_are_about_right(tiny_dir: str) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_dir)
+    counted = about_parameters(model.config)
+    assert counted is not None and counted == pytest.approx(model.num_parameters(), rel=0.01)
+    demo = LlamaConfig(hidden_size=128, num_hidden_layers=4, intermediate_size=384, vocab_size=2000)
+    assert about_parameters(demo) < SMALL < 494e6  # Qwen2.5-0.5B is judged
+    llama3 = LlamaConfig(
+        hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8,
+        intermediate_size=14336, vocab_size=128256, tie_word_embeddings=False,
+    )  # fmt: skip
+    assert about_parameters(llama3) == pytest.approx(8.03e9, rel=0.001)
+    assert about_parameters(MixtralConfig()) is None  # experts: not counted, and judged as a large model
+
+
+# --- in a run ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def config(golden: Any, tiny_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """config(**settings) -> path of a YAML of a run whose weights must not be read."""
+
+    def read(*_: Any, **__: Any) -> None:
+        raise AssertionError("weights were read")
+
+    monkeypatch.setattr("simpo.run.train.PreferenceTrainer", read)
+    for name, copies in (("train", 3), ("test", 1)):
+        rows = [json.dumps(row).replace("?", f" ({n})?") for n in range(copies) for row in golden["rows"]]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(rows) + "\n")
+
+    def make(**settings: Any) -> str:
+        values = {
+            "model_name_or_path": tiny_dir, "output_dir": str(tmp_path / "out"), "use_cpu": True, "bf16": False,
+            "dataset_mixer": {str(tmp_path / "train.jsonl"): 1.0}, "max_length": 512, "max_prompt_length": 400,
+            "eval_dataset_mixer": {str(tmp_path / "test.jsonl"): 1.0}, "total_train_batch_size": 8,
+        }  # fmt: skip
+        path = tmp_path / "run.yaml"
+        path.write_text(yaml.safe_dump(values | settings))
+        return str(path)
+
+    return make
+
+
+def test_the_plan_shows_what_is_known(config: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    run_training(read_settings(config(beta=0.1, gamma_beta_ratio=5.0)), dry_run=True)
+    printed = capsys.readouterr().out
+    assert "  ! beta: 0.1 (recommended 2 to 10)\n" in printed and "    total_train_batch_size: 8 (" in printed
+    shown = printed.partition("\nGuard rails\n")[2]
+    assert re.search(r"^  ! beta_low: 0\.1 .*\n      write beta: 2\.0   \(SimPO repository", shown, re.MULTILINE)
+    assert "  ! gamma_beta_ratio_high: the loss asks for answers that differ by 5 nats" in shown
+    assert "  - small_model: tiny has about 35" in shown
+    run_training(read_settings(config(total_train_batch_size=128, eval_dataset_mixer=None)), dry_run=True)
+    shown = capsys.readouterr().out.partition("\nGuard rails\n")[2].partition("\n!")[0]  # "!" alone: of the data
+    assert shown.startswith("  - ") and "  - no_evaluation" in shown and "  ! " not in shown
+
+
+def test_strict_stops_before_weights_are_read(config: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    path = config(beta=0.1, gamma_beta_ratio=5.0)
+    assert cli.main(["train", path, "--strict", "--no-audit"]) == 2
+    said = capsys.readouterr().err
+    assert (
+        "the settings raise 2\n" in said
+        and "write beta: 2.0 (SimPO repository" in said
+        and "write gamma_beta_ratio: 0.5" in said
+    )
+    assert cli.main(["train", path, "--strict", "--dry-run", "--no-audit"]) == 2
+    assert cli.main(["train", path, "--dry-run"]) == 0
+    with pytest.raises(AssertionError, match="weights were read"):
+        run_training(read_settings(config()), strict=True, audit=False)  # notes do not stop
+
+
+def test_strict_counts_warnings_about_data(config: Any) -> None:
+    settings = read_settings(config())
+    run_training(settings, dry_run=True)  # some of its pairs stand twice
+    with pytest.raises(DataError, match=r"duplicate_pairs \(train\).*--strict counts warnings as errors"):
+        run_training(settings, dry_run=True, strict=True)
+
+
+@pytest.mark.parametrize("truncation", ["cut", "drop"])
+def test_lengths_are_those_before_anything_is_cut(config: Any, tiny_dir: str, truncation: str) -> None:
+    def lengths(**settings: Any) -> Any:
+        run = read_settings(config(**settings))
+        train, evaluation, _ = load_mix(run.data, seed=0)
+        tokenizer = load_tokenizer(tiny_dir)
+        found = check_sample(train, evaluation, tokenizer, tokenizer.chat_template, run.training).lengths
+        assert run.training.max_length == settings["max_length"]
+        return found
+
+    whole = lengths(max_length=2000)
+    bound = int(np.percentile(whole, 60))
+    cut = lengths(max_length=bound, max_prompt_length=bound // 2, truncation=truncation)
+    assert len(whole) == 24 and cut.tolist() == whole.tolist() and whole.max() > bound
+
+
+def test_too_short_a_max_length_is_told_with_one_that_does(config: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    bound = {"max_length": 100, "max_prompt_length": 20}
+    run_training(read_settings(config(**bound)), dry_run=True)
+    (line,) = re.findall(r"write (max_length: \d+)", capsys.readouterr().out)
+    run_training(read_settings(config(**bound | yaml.safe_load(line))), dry_run=True)
+    assert "max_length_cuts" not in capsys.readouterr().out
+
+
+# --- the page ---------------------------------------------------------------------------------------------------
+
+
+def test_the_page_lists_every_rule() -> None:
+    text = (ROOT / "docs" / "configuration.md").read_text().partition("\n## Guard rails\n")[2].partition("\n## ")[0]
+    lines = [line for line in text.splitlines() if line.startswith("| `")]
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+    assert [(name, level, source) for name, level, _, source, _ in rows] == [
+        (f"`{rule.name}`", rule.level, rule.source) for rule in RULES
+    ]
+    for (*_, fix), rule in zip(rows, RULES, strict=True):
+        if "{case" not in rule.fix:  # else it is made of the run's own numbers
+            assert fix.strip("`") == (rule.fix.format() or "nothing")
+
+
+def test_warnings_stop_with_their_number(tmp_path: Path) -> None:
+    advice = list(fired(tmp_path, beta=0.1, sft_weight=1.0).values())
+    with pytest.raises(ConfigError, match=r"the settings raise 1\n  beta_low: 0.1"):
+        stop_on_warnings(advice)
+    stop_on_warnings(one for one in advice if one.level == "note")
