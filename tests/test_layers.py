@@ -16,7 +16,7 @@ PACKAGE = ROOT / "simpo"
 
 # From the ground up: a file imports from its own layer or from one below. Folders count as one name.
 LAYERS = (
-    {"errors", "losses", "logps", "attention", "flops"},
+    {"errors", "losses", "logps", "attention", "flops", "estimates"},
     {"batching", "packing", "parity", "metrics", "objectives", "processes"},
     {"checks", "config", "forward", "model", "settings", "data", "reference", "loaders", "scoring", "engines", "store"},
     {"trainer", "initial_policy", "audit", "sampling"},

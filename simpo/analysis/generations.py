@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from simpo.analysis.estimates import Estimate, mean, share
 from simpo.analysis.statistics import Distribution, distribution
 from simpo.errors import DataError
+from simpo.estimates import Estimate, mean, share
 
 Tokens = Sequence[Hashable]
 

@@ -14,9 +14,9 @@ import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
 from simpo.errors import DataError
 
-COLUMNS = ("row", "chosen", "rejected", "chosen_length", "rejected_length")
+COLUMNS = ("row", "chosen", "rejected", "chosen_lengths", "rejected_lengths")
 REFERENCE_COLUMNS = ("ref_chosen", "ref_rejected")
-_INTEGERS = ("row", "chosen_length", "rejected_length")
+_INTEGERS = ("row", "chosen_lengths", "rejected_lengths")
 _ABOVE_ZERO = 0.01  # nats; what rounding may leave of a log-prob of 0
 
 
@@ -27,7 +27,7 @@ class PairScores:
     Args:
         row: [B] which pair of the set, a whole number that none shares.
         chosen, rejected: [B] log-prob of the response, summed over its tokens, in nats.
-        chosen_length, rejected_length: [B] scored tokens, at least 1.
+        chosen_lengths, rejected_lengths: [B] scored tokens, at least 1.
         ref_chosen, ref_rejected: [B] the same sums under the initial policy; both or none.
 
     Raises:
@@ -37,8 +37,8 @@ class PairScores:
     row: np.ndarray
     chosen: np.ndarray
     rejected: np.ndarray
-    chosen_length: np.ndarray
-    rejected_length: np.ndarray
+    chosen_lengths: np.ndarray
+    rejected_lengths: np.ndarray
     ref_chosen: np.ndarray | None = None
     ref_rejected: np.ndarray | None = None
 
@@ -59,12 +59,12 @@ class PairScores:
     @property
     def chosen_average(self) -> np.ndarray:
         """[B] nats per token."""
-        return self.chosen / self.chosen_length
+        return self.chosen / self.chosen_lengths
 
     @property
     def rejected_average(self) -> np.ndarray:
         """[B] nats per token."""
-        return self.rejected / self.rejected_length
+        return self.rejected / self.rejected_lengths
 
     def log_ratios(self) -> tuple[np.ndarray, np.ndarray]:
         """[B], [B] log pi(y) - log ref(y) of chosen and rejected responses, in nats.
@@ -93,7 +93,7 @@ class PairScores:
                 f"{missing[0]}; score both models on one set"
             )
         order = np.array([place[int(row)] for row in self.row])
-        for name in ("chosen_length", "rejected_length"):
+        for name in ("chosen_lengths", "rejected_lengths"):
             own, other = getattr(self, name), getattr(initial, name)[order]
             if (own != other).any():
                 at = int((own != other).argmax())

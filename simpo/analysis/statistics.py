@@ -14,9 +14,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike
 
-from simpo.analysis.estimates import Estimate, deviation, mean, ratio, share, spearman
 from simpo.analysis.pairs import PairScores
 from simpo.errors import ConfigError, DataError
+from simpo.estimates import Estimate, deviation, mean, ratio, share, spearman
 
 Reward = Literal["average", "sum", "log_ratio"]
 Side = Literal["chosen", "rejected"]
@@ -174,7 +174,7 @@ def length_edges(pairs: PairScores, bins: int = 10) -> np.ndarray:
     0 is an edge, so no bin mixes chosen responses that are shorter with others. Each side has fewer bins where it has
     fewer than 20 pairs for each or where many differences are equal.
     """
-    difference = pairs.chosen_length - pairs.rejected_length
+    difference = pairs.chosen_lengths - pairs.rejected_lengths
     edges: list[int] = []
     for side in (difference[difference < 0], difference[difference >= 0]):
         if len(side):
@@ -199,7 +199,7 @@ def margins_by_length(
             Pairs beyond the ends are counted in the outermost bins.
     """
     found = margins(pairs, reward, beta)
-    difference = pairs.chosen_length - pairs.rejected_length
+    difference = pairs.chosen_lengths - pairs.rejected_lengths
     edges = length_edges(pairs) if edges is None else np.asarray(edges)
     if len(edges) < 2 or not (np.diff(edges) > 0).all():
         raise DataError(f"edges of bins must rise, and be two at least; these are {edges.tolist()}")
@@ -220,10 +220,10 @@ def length_correlation(pairs: PairScores, side: Side = "chosen") -> LengthCorrel
 
     A larger rho than the initial policy's says that training raised the probability of long responses more.
     One side at a time: the two responses of a pair share a prompt and are not independent, as the interval of
-    `simpo.analysis.estimates.spearman` asks.
+    `simpo.estimates.spearman` asks.
     """
     _known("side", side, Side)
-    length = pairs.chosen_length if side == "chosen" else pairs.rejected_length
+    length = pairs.chosen_lengths if side == "chosen" else pairs.rejected_lengths
     average = pairs.chosen_average if side == "chosen" else pairs.rejected_average
     return LengthCorrelation(length, average, spearman(length, average))
 
@@ -305,7 +305,7 @@ def divergence(pairs: PairScores, side: Side = "chosen") -> Divergence:
     """
     _known("side", side, Side)
     chosen, rejected = pairs.log_ratios()
-    ratios, lengths = (chosen, pairs.chosen_length) if side == "chosen" else (rejected, pairs.rejected_length)
+    ratios, lengths = (chosen, pairs.chosen_lengths) if side == "chosen" else (rejected, pairs.rejected_lengths)
     return Divergence(sequence=mean(ratios), token=ratio(ratios, lengths))
 
 

@@ -11,8 +11,8 @@ from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
-from simpo.analysis.estimates import Estimate
 from simpo.errors import ConfigError
+from simpo.estimates import Estimate
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from simpo.analysis.estimates import Estimate
 from simpo.analysis.generations import GenerationStatistics
 from simpo.analysis.statistics import (
     Accuracy,
@@ -16,6 +15,7 @@ from simpo.analysis.statistics import (
     LengthCorrelation,
     MarginsByLength,
 )
+from simpo.estimates import Estimate
 
 
 def of_margins_by_length(models: Mapping[str, MarginsByLength]) -> str:

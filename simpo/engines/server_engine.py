@@ -228,7 +228,7 @@ class ServerEngine:
             return self._read(url, response)
         text = f"{url}: HTTP {status}: {self._clean(response.text)}"
         if status in _HOPELESS:
-            raise EngineError(f"{text}; check the URL with its /v1, server_model, and the key (api_key_env)")
+            raise EngineError(f"{text}; check the URL with its /v1, the model's name there, and the key")
         if status in _REFUSED:
             self._answered = time.monotonic()
             return Failure(text, refused=True)

@@ -46,7 +46,7 @@ class Setting:
         alpaca_temperature: of AlpacaEval 2.
         alpaca_max_new_tokens: of AlpacaEval 2.
         stop_token_ids: named by the published configurations.
-        system_message: of the published prompt.
+        system_message: of AlpacaEval's published prompt; for the other benchmarks none is published.
         initial_models: the models that the setting starts from, by hub name.
     """
 
@@ -110,6 +110,6 @@ def decoding_of(benchmark: str, setting: str | None) -> Decoding:
     if benchmark == ALPACA_EVAL:
         return Decoding(own.alpaca_temperature, 1.0, own.alpaca_max_new_tokens, stops, system)
     if benchmark == ARENA_HARD:
-        return Decoding(0.0, 1.0, 4096, stops, system)
+        return Decoding(0.0, 1.0, 4096, stops)
     assert benchmark == MT_BENCH
-    return Decoding(0.7, 1.0, 1024, stops, system, MT_BENCH_TEMPERATURES)
+    return Decoding(0.7, 1.0, 1024, stops, by_category=MT_BENCH_TEMPERATURES)

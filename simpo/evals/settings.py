@@ -37,7 +37,8 @@ class EvalSettings(PolicySettings):
         name: of the model in files and tables; None: the last part of model_name_or_path.
         setting: which published setting is decoded as; None: that of the model it was trained from, if known.
         temperature, top_p, max_new_tokens: None: as published for the benchmark and setting.
-        system_message: put before each question; None: as published, which is none but for Mistral-Base.
+        system_message: put before each question; None: as published, which is none but for Mistral-Base
+            on AlpacaEval.
         seed: of sampling.
         max_questions: at most so many, from the first on; the numbers are then no benchmark result.
         retry_errors: ask again what came to an error in an earlier start.

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from simpo.errors import DataError
+from simpo.estimates import share
 from simpo.onpolicy.binarize import MANIFEST
 from simpo.onpolicy.scored import read_scored
 
@@ -107,18 +108,16 @@ def mean_interval(values: Sequence[float]) -> Interval:
 def win_interval(ours: dict[str, float], theirs: dict[str, float]) -> Interval | None:
     """Part of the prompts on which ours is higher, ties half, with Wilson's 95% interval; None without common prompts.
 
-    Wilson, "Probable inference, the law of succession, and statistical inference", 1927. With ties counted half the
-    variance is at most that of wins and losses, so the interval is no narrower than it has to be.
+    With ties counted half the variance is at most that of wins and losses, so the interval is no narrower than it has
+    to be.
     """
     common = ours.keys() & theirs.keys()
     if not common:
         return None
     count = len(common)
     wins = sum((ours[key] > theirs[key]) + 0.5 * (ours[key] == theirs[key]) for key in common)
-    rate, square = wins / count, _Z**2
-    centre = (rate + square / (2 * count)) / (1 + square / count)
-    half = _Z / (1 + square / count) * math.sqrt(rate * (1 - rate) / count + square / (4 * count**2))
-    return Interval(rate, max(0.0, centre - half), min(1.0, centre + half))
+    found = share(wins, count)
+    return Interval(found.value, found.low, found.high)
 
 
 def row_of(number: int, measured: Measured, first: Measured, folder: Path | None = None) -> RoundRow:

@@ -12,8 +12,8 @@ TABLE = {
     "row": [4, 9],
     "chosen": [-3.0, -8.0],
     "rejected": [-6.0, -4.0],
-    "chosen_length": [2, 4],
-    "rejected_length": [3, 4],
+    "chosen_lengths": [2, 4],
+    "rejected_lengths": [3, 4],
 }
 
 
@@ -25,7 +25,7 @@ def written(path, table):
 def test_a_file_is_read(tmp_path):
     extra = {"ref_chosen": [-3.5, -7.0], "ref_rejected": [-5.0, -4.0], "prompt": ["a", "b"]}
     pairs = read_pairs(written(tmp_path / "pairs.parquet", TABLE | extra))
-    assert len(pairs) == 2 and pairs.row.tolist() == [4, 9] and pairs.chosen_length.dtype == np.int64
+    assert len(pairs) == 2 and pairs.row.tolist() == [4, 9] and pairs.chosen_lengths.dtype == np.int64
     assert pairs.chosen_average.tolist() == [-1.5, -2] and pairs.rejected_average.tolist() == [-2, -1]
     assert [ratios.tolist() for ratios in pairs.log_ratios()] == [[0.5, -1], [-1, 0]]
 
@@ -46,8 +46,8 @@ def test_float32_becomes_float64(tmp_path):
         ({"chosen": [-3.0, None]}, "column chosen has 1 empty cells"),
         ({"chosen": [-3.0, float("nan")]}, "row 9: chosen is nan, but must be a summed log-probability, 0 at most"),
         ({"rejected": [3.0, -1.0]}, "row 4: rejected is 3, but must be a summed log-probability"),
-        ({"chosen_length": [2, 0]}, "row 9: chosen_length is 0, but must be a number of tokens, 1 at least"),
-        ({"rejected_length": [2.5, 3.0]}, "row 4: rejected_length is 2.5, but must be"),
+        ({"chosen_lengths": [2, 0]}, "row 9: chosen_lengths is 0, but must be a number of tokens, 1 at least"),
+        ({"rejected_lengths": [2.5, 3.0]}, "row 4: rejected_lengths is 2.5, but must be"),
         ({"row": [4, 4]}, "row 4 is there 2 times"),
         ({"chosen": ["a", "b"]}, "chosen holds something that is no number"),
         ({"ref_chosen": [-1.0, -1.0]}, "of the initial policy are there for one side only"),
@@ -60,8 +60,8 @@ def test_a_bad_value_is_named(tmp_path, change, message):
 
 
 def test_a_missing_column_is_named(tmp_path):
-    table = {name: values for name, values in TABLE.items() if name not in ("row", "rejected_length")}
-    with pytest.raises(DataError, match="has no column row, rejected_length; scores of pairs have row, chosen"):
+    table = {name: values for name, values in TABLE.items() if name not in ("row", "rejected_lengths")}
+    with pytest.raises(DataError, match="has no column row, rejected_lengths; scores of pairs have row, chosen"):
         read_pairs(written(tmp_path / "pairs.parquet", table))
 
 
@@ -87,7 +87,7 @@ def test_the_initial_policy_is_joined_by_row():
     assert pairs.ref_chosen is None
     with pytest.raises(DataError, match="no scores of 1 of 3 pairs, the first is row 7"):
         initial.against(pairs)
-    with pytest.raises(DataError, match="row 9: rejected_length is 4 here and 5 under the initial policy"):
+    with pytest.raises(DataError, match="row 9: rejected_lengths is 4 here and 5 under the initial policy"):
         pairs.against(PairScores([9, 4], [-1, -3], [-4, -6], [4, 2], [5, 3]))
 
 

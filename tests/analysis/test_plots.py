@@ -45,12 +45,12 @@ def against_first(models):
         if pairs is first:
             found[name] = pairs.against(first)
             continue
-        sums = (first.chosen_average * pairs.chosen_length, first.rejected_average * pairs.rejected_length)
+        sums = (first.chosen_average * pairs.chosen_lengths, first.rejected_average * pairs.rejected_lengths)
         noise = rng.normal(0.05, 0.1, (2, len(pairs)))
         found[name] = scores(
-            pairs.chosen, pairs.rejected, np.column_stack([pairs.chosen_length, pairs.rejected_length]),
-            ref_chosen=np.minimum(sums[0] + noise[0] * pairs.chosen_length, 0),
-            ref_rejected=np.minimum(sums[1] + noise[1] * pairs.rejected_length, 0),
+            pairs.chosen, pairs.rejected, np.column_stack([pairs.chosen_lengths, pairs.rejected_lengths]),
+            ref_chosen=np.minimum(sums[0] + noise[0] * pairs.chosen_lengths, 0),
+            ref_rejected=np.minimum(sums[1] + noise[1] * pairs.rejected_lengths, 0),
         )  # fmt: skip
     return found
 

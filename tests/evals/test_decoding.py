@@ -16,7 +16,7 @@ from simpo.store import read_records
 from tests.data.families import byte_level, sentence_pieces
 from tests.data.families.models import library_ids
 from tests.engines.serving import Server, echo
-from tests.evals.conftest import ARENA, write_rows
+from tests.evals.conftest import ALPACA, write_rows
 
 FAMILIES = {family.name: family for family in [*byte_level.FAMILIES, *sentence_pieces.FAMILIES]}
 
@@ -45,17 +45,18 @@ def test_the_published_template_with_one_bos(tmp_path, setting) -> None:
     LlamaConfig(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id).save_pretrained(model)
     with Server(echo) as server:
         settings = EvalSettings(
-            benchmark="arena_hard", model_name_or_path=str(model), setting=setting, engine="server",
+            benchmark="alpaca_eval", model_name_or_path=str(model), setting=setting, engine="server",
             server_urls=[server.url], output_dir=str(tmp_path / "out"),
-            questions=write_rows(tmp_path / "q.jsonl", ARENA),
+            questions=write_rows(tmp_path / "q.json", ALPACA),
         )  # fmt: skip
         write_answers(settings)
     sent = {tuple(body["prompt"]): body for _, body, _ in server.seen}
-    texts = [row["turns"][0]["content"] for row in ARENA]
+    texts = [row["instruction"] for row in ALPACA]
     assert set(sent) == {tuple(library_ids(tokenizer, published.format(text))) for text in texts}
     for ids, body in sent.items():
         assert ids.count(tokenizer.bos_token_id) == 1 and ids[0] == tokenizer.bos_token_id
-        assert (body["temperature"], body["max_tokens"]) == (0.0, min(4096, 2048 - len(ids)))
+        published_temperature = SETTINGS[setting].alpaca_temperature
+        assert (body["temperature"], body["max_tokens"]) == (published_temperature, 2048 - len(ids))
         assert set(SETTINGS[setting].stop_token_ids) | {tokenizer.eos_token_id} <= set(body["stop_token_ids"])
 
 

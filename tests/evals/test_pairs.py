@@ -13,7 +13,8 @@ from accelerate import Accelerator
 from datasets import Dataset
 
 from simpo.errors import ConfigError, DataError, ModelError
-from simpo.evals.pairs.intervals import Spearman, bootstrap, wilson
+from simpo.estimates import share
+from simpo.evals.pairs.intervals import Spearman, bootstrap
 from simpo.evals.pairs.measure import ScoredPairs, evaluate_pairs, pair_statistics, run_pairs
 from simpo.evals.pairs.packed_scores import load_scored_model, score_pairs
 from simpo.evals.pairs.settings import PairsSettings
@@ -225,7 +226,8 @@ def test_definitions() -> None:
     assert metrics["likelihood_accuracy"].value == pytest.approx(100 / 3)  # -4 < -3, -3 > -4
     assert metrics["reward_margin"].value == pytest.approx((4 - 4 + 0) / 3)
     assert metrics["chosen_logps"].value == pytest.approx(-5 / 3)
-    low, high = wilson(1 / 3, 3)
+    third = share(1, 3)
+    low, high = third.low, third.high
     assert (metrics["reward_accuracy"].low, metrics["reward_accuracy"].high) == (100 * low, 100 * high)
     assert metrics["length_correlation"].value == pytest.approx(np.corrcoef(
         ranks([-1, -3, -1, -3, -1, -1]), ranks([4, 1, 2, 1, 4, 2]))[0, 1])  # fmt: skip
@@ -250,14 +252,6 @@ def test_weighted_spearman_is_that_of_repeated_values() -> None:
 def test_a_constant_length_has_no_correlation() -> None:
     metrics = pair_statistics(scored([-4, -3], [-3, -4], [2, 2], [2, 2]), beta=2.0)
     assert "length_correlation" not in metrics
-
-
-def test_wilson_solves_its_equation() -> None:
-    """|p - share| = 1.96 sqrt(p (1 - p) / n) at both ends."""
-    for share, count in ((0.3, 50), (0.97, 233), (0.5, 10)):
-        for end in wilson(share, count):
-            assert abs(end - share) == pytest.approx(1.959964 * np.sqrt(end * (1 - end) / count), rel=1e-5)
-    assert wilson(0.0, 10)[0] == 0.0 and wilson(1.0, 10)[1] == pytest.approx(1.0)
 
 
 def test_the_bootstrap_covers() -> None:

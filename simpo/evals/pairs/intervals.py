@@ -1,4 +1,4 @@
-"""95% intervals of what is measured on pairs: Wilson's for shares, the bootstrap over pairs for everything else.
+"""95% intervals of what is measured on pairs, by the bootstrap over pairs.
 
 Letters: N pairs, R resamples.
 """
@@ -13,21 +13,6 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 RESAMPLES = 1000
-_Z = 1.959963984540054  # the normal distribution's 97.5% quantile
-
-
-def wilson(share: float, count: int) -> tuple[float, float]:
-    """The score interval of a share of `count` independent trials (Wilson 1927).
-
-    Unlike share ± 1.96 standard errors it stays within [0, 1], and does not shrink to nothing at a share of 0 or 1.
-
-    >>> [round(end, 3) for end in wilson(0.5, 100)]
-    [0.404, 0.596]
-    """
-    square = _Z**2 / count
-    middle = (share + square / 2) / (1 + square)
-    half = _Z / (1 + square) * float(np.sqrt(share * (1 - share) / count + square / (4 * count)))
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def bootstrap(

@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simpo.errors import ConfigError
-from simpo.evals.pairs.intervals import RESAMPLES, Floats, Spearman, bootstrap, wilson
+from simpo.estimates import share
+from simpo.evals.pairs.intervals import RESAMPLES, Floats, Spearman, bootstrap
 from simpo.evals.pairs.settings import PairsSettings
 from simpo.evals.results import Metric, Result, write_result
 
@@ -166,9 +167,9 @@ def pair_statistics(pairs: ScoredPairs, *, beta: float, seed: int = 0) -> dict[s
 
 
 def _share(right: NDArray[np.bool_], count: int) -> Metric:
-    share = float(right.mean())
-    low, high = wilson(share, count)
-    return Metric(100 * share, "%", 100 * low, 100 * high, 100 * float(np.sqrt(share * (1 - share) / count)))
+    found = share(int(right.sum()), count)
+    error = float(np.sqrt(found.value * (1 - found.value) / count))
+    return Metric(100 * found.value, "%", 100 * found.low, 100 * found.high, 100 * error)
 
 
 def write_pairs(path: Path, pairs: ScoredPairs, *, beta: float) -> None:

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from simpo.analysis.estimates import deviation, mean, ranks, ratio, share, spearman, student_quantile
+from simpo.estimates import deviation, mean, ranks, ratio, share, spearman, student_quantile
 from tests.analysis.made import rho_of
 
 SCORES = [0.3, -1.2, 2.5, 0.7, 0.1, 4.4]

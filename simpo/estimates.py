@@ -35,8 +35,8 @@ class Estimate:
     count: int
 
 
-def share(hits: int, count: int) -> Estimate:
-    """hits / count, with Wilson's score interval (1927), which stays in [0, 1] and is sound near its ends.
+def share(hits: float, count: int) -> Estimate:
+    """hits / count, with Wilson's score interval (1927), which stays in [0, 1]; a tie may be half a hit.
 
         (p + z^2 / 2n  -+  z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n),   z = 1.96
 
