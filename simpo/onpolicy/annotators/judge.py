@@ -45,7 +45,17 @@ def connect(settings: JudgeSettings) -> Engine:
     urls = [settings.base_urls] if isinstance(settings.base_urls, str) else settings.base_urls
     key = os.environ[settings.api_key_env] if settings.api_key_env else None
     return ServerEngine(
-        ServerOptions(urls, settings.model, api="chat", max_in_flight=settings.max_in_flight, api_key=key)
+        ServerOptions(
+            urls,
+            settings.model,
+            api="chat",
+            max_in_flight=settings.max_in_flight,
+            timeout=settings.timeout,
+            retries=settings.retries,
+            patience=settings.patience,
+            api_key=key,
+            extra=settings.extra,
+        )
     )
 
 

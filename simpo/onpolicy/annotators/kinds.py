@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from hashlib import sha256
 from typing import Any, Literal
 
@@ -92,6 +92,10 @@ class JudgeSettings:
         max_new_tokens: of a verdict.
         temperature: of the judge.
         max_in_flight: requests under way at once.
+        timeout: seconds for one answer.
+        retries: further attempts after a fault of a server.
+        patience: seconds to wait while no server answers, or while all are busy.
+        extra: further fields of each request.
     """
 
     model: str
@@ -101,12 +105,19 @@ class JudgeSettings:
     max_new_tokens: int = 1024
     temperature: float = 0.0
     max_in_flight: int = 16
+    timeout: float = 600.0
+    retries: int = 6
+    patience: float = 600.0
+    extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "max_in_flight"):
             _check_count(name, getattr(self, name))
         if not is_number(self.temperature) or self.temperature < 0:
             raise ConfigError(f"temperature: {self.temperature} must be 0 or more")
+        for name in ("timeout", "patience", "retries"):
+            if not is_number(getattr(self, name)) or getattr(self, name) < (name == "timeout"):
+                raise ConfigError(f"{name}: {getattr(self, name)} must be {'1' if name == 'timeout' else '0'} or more")
         if self.api_key_env is not None and self.api_key_env not in os.environ:
             raise ConfigError(f"api_key_env: {self.api_key_env} is not set; export it")
 
@@ -161,7 +172,7 @@ def read_annotators(value: Mapping[str, Any]) -> dict[str, AnySettings]:
 def identity(settings: AnySettings) -> dict[str, Any]:
     """What scores depend on, for the check that a folder goes on with the same annotators. Of templates the text
     counts: a file that is edited between two starts is another one."""
-    passing = {"max_batch_tokens", "max_in_flight", "base_urls", "api_key_env"}
+    passing = {"max_batch_tokens", "max_in_flight", "base_urls", "api_key_env", "timeout", "retries", "patience"}
     return {
         "kind": next(kind for kind, owner in KINDS.items() if isinstance(settings, owner)),
         **{item.name: _content(getattr(settings, item.name), item.name in _FILES)
