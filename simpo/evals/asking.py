@@ -81,7 +81,12 @@ class Asking:
         def again(record: Record) -> bool:  # the turn before may have another answer than when this was asked
             return record["of"] != of[record["id"]] or (self.settings.retry_errors and record["error"] is not None)
 
-        identity = self._identity() | {"prompts": first, "stop_ids": list(stop_ids), "context": self.policy.context}
+        identity = self._identity() | {
+            "questions": len(prompts),
+            "prompts": first,
+            "stop_ids": list(stop_ids),
+            "context": self.policy.context,
+        }
         folder = Path(str(self.settings.output_dir), "answers", turn)
         store = Store(folder, identity, rank=self.processes.rank, again=again)
         work = Work(

@@ -119,6 +119,8 @@ def test_other_decoding_in_the_same_folder_is_refused(make_eval) -> None:
     write_answers(make_eval("alpaca_eval"))
     with pytest.raises(StoreError, match=r"other settings .*decoding"):
         write_answers(make_eval("alpaca_eval", temperature=0.1))
+    with pytest.raises(StoreError, match=r"questions: 4 there, 2 now"):
+        write_answers(make_eval("alpaca_eval", max_questions=2))
 
 
 def test_another_model_in_the_same_folder_is_not_taken_for_the_first(make_eval, tiny_dir, tmp_path) -> None:
