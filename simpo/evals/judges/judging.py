@@ -189,11 +189,10 @@ class Judge:
 def _record(call: Call, outcome: Sample | Failure) -> Record:
     record: Record = {"call": call.key, "of": call.digest, "text": None, "error": None, "refused": False,
                       "tstamp": time.time()}  # fmt: skip
-    if isinstance(outcome, Failure):  # what a server charges for these, if anything, it does not say
-        return record | {
-            "error": outcome.error, "refused": outcome.refused, "asked": 0, "answered": 0, "counted": 1,
-        }  # fmt: skip
     asked = tokens_of(message["content"] for message in call.messages)
+    if isinstance(outcome, Failure):  # one that came to no answer may have been charged for; a refused one is not
+        known = {"asked": 0, "counted": 1} if outcome.refused else {"asked": asked, "counted": 0}
+        return record | {"error": outcome.error, "refused": outcome.refused, "answered": 0, **known}
     counted = outcome.prompt_tokens is not None and outcome.tokens >= 0
     return record | {
         "text": outcome.text,
