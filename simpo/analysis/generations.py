@@ -67,8 +67,10 @@ def generation_statistics(
 
 
 def distinct_n(tokens: Tokens, n: int) -> float:
-    """Different n-grams of a response per n-gram, in (0, 1]; NaN below n tokens. Li et al. (arXiv 1510.03055).
+    """Different n-grams of a response per n-gram, in (0, 1]; NaN below n tokens.
 
+    After distinct-1 and -2 of Li et al. (arXiv 1510.03055), who count over all responses at once, per token: repetition
+    between responses lowers theirs and not this one, so values do not compare.
     1 where nothing occurs twice. Long responses score lower than short ones of the same style.
 
     >>> distinct_n("to be or not to be".split(), 2)

@@ -5,8 +5,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from simpo.analysis.pairs import COLUMNS, REFERENCE_COLUMNS, PairScores, read_pairs
+from simpo.analysis.pairs import COLUMNS, REFERENCE_COLUMNS, SOURCE_COLUMN, PairScores, read_pairs
 from simpo.errors import DataError
+from simpo.evals.pairs.measure import ScoredPairs, write_pairs
 
 TABLE = {
     "row": [4, 9],
@@ -31,7 +32,7 @@ def test_a_file_is_read(tmp_path):
 
 
 def test_columns_are_the_fields():
-    assert tuple(PairScores.__dataclass_fields__) == COLUMNS + REFERENCE_COLUMNS
+    assert tuple(PairScores.__dataclass_fields__) == (*COLUMNS, *REFERENCE_COLUMNS, SOURCE_COLUMN)
 
 
 def test_float32_becomes_float64(tmp_path):
@@ -94,3 +95,35 @@ def test_the_initial_policy_is_joined_by_row():
 def test_log_ratios_need_the_initial_policy():
     with pytest.raises(DataError, match="needs log-probs of the initial policy, the columns ref_chosen and ref_rejec"):
         PairScores(**TABLE).log_ratios()
+
+
+def evaluated(path, sources, rows, chosen, lengths=(2, 4, 6)):
+    """A file of simpo eval pairs."""
+    rejected = np.array([-9.0, -8.0, -7.0])
+    sizes = np.array(lengths)
+    write_pairs(
+        path, ScoredPairs(sources, np.array(rows), sizes + 9, sizes, sizes + 1, np.array(chosen), rejected), beta=2.0
+    )
+    return read_pairs(path)
+
+
+def test_a_file_of_eval_pairs_is_read_with_rows_that_sources_share(tmp_path):
+    model = evaluated(tmp_path / "a.parquet", ["one/test", "two/test", "one/test"], [0, 0, 1], [-3.0, -4.0, -5.0])
+    assert model.row.tolist() == [0, 0, 1] and model.source.tolist() == ["one/test", "two/test", "one/test"]
+    initial = evaluated(
+        tmp_path / "b.parquet", ["two/test", "one/test", "one/test"], [0, 1, 0], [-1.0, -2.0, -3.5], (4, 6, 2)
+    )
+    assert model.against(initial).ref_chosen.tolist() == [-3.5, -1.0, -2.0]
+
+
+def test_rows_of_other_sources_are_not_joined(tmp_path):
+    model = evaluated(tmp_path / "a.parquet", ["one"] * 3, [0, 1, 2], [-3.0, -4.0, -5.0])
+    other = evaluated(tmp_path / "b.parquet", ["two"] * 3, [0, 1, 2], [-3.0, -4.0, -5.0])
+    with pytest.raises(DataError, match="no scores of 3 of 3 pairs, the first is one row 0"):
+        model.against(other)
+    with pytest.raises(DataError, match="give both the column source, or neither"):
+        model.against(PairScores([0, 1, 2], *[[-1.0] * 3] * 2, *[[2] * 3] * 2))
+    with pytest.raises(DataError, match=r"a.parquet: one row 1 is there 2 times"):
+        evaluated(tmp_path / "a.parquet", ["one"] * 3, [0, 1, 1], [-3.0, -4.0, -5.0])
+    with pytest.raises(DataError, match=r"source has the shape \(1,\), row \(2,\)"):
+        PairScores(**TABLE, source=["one"])
