@@ -53,7 +53,10 @@ PLANTED: dict[str, tuple[dict[str, Any], tuple[dict[str, Any], ...]]] = {
         {"lengths": LENGTHS, "max_length": 899},
         ({"max_length": 900}, {"lengths": None}, {"truncation": "drop"}),
     ),
-    "max_length_spare": ({"lengths": LENGTHS, "max_length": 2049}, ({"max_length": 2048}, {"lengths": None})),
+    "max_length_spare": (
+        {"lengths": LENGTHS, "max_length": 2049},
+        ({"max_length": 2048}, {"lengths": None}, {"max_prompt_length": 1024}),
+    ),
     "tokenization_paper": (
         PAPER | {"model_name_or_path": "Qwen/Qwen2.5-7B-Instruct"},
         ({"tokenization": "standard"}, {"model_name_or_path": "mistralai/Mistral-7B-Instruct-v0.2"}),
@@ -72,7 +75,13 @@ PLANTED: dict[str, tuple[dict[str, Any], tuple[dict[str, Any], ...]]] = {
     ),
     "reasoning_kept": (
         MATHS,
-        ({"sft_weight": 0.1}, {"dataset_mixer": {"org/chats": 1.0}}, {"objective": "orpo"}),
+        (
+            {"sft_weight": 0.1},
+            {"dataset_mixer": {"org/chats": 1.0}},
+            {"objective": "orpo"},
+            {"dataset_mixer": {"/home/mathias/pairs.jsonl": 1.0}},
+            {"dataset_mixer": {"org/mathew-aftermath": 1.0}},
+        ),
     ),
     "sft_weight_chat": ({"sft_weight": 0.1}, ({"sft_weight": 0.0}, MATHS, {"objective": "dpo"})),
     "no_evaluation": ({"eval_pairs": 0}, ({"eval_pairs": 1}, {"eval_pairs": None})),
@@ -128,6 +137,40 @@ def test_the_fix_is_a_line_of_yaml_that_helps(name: str, tmp_path: Path) -> None
     assert name not in fired(tmp_path, **given)
     assert key == advice.setting and "{" not in advice.message
     assert advice.lines()[0].startswith("!" if advice.level == "warning" else "-") and advice.fix in advice.lines()[1]
+
+
+@pytest.mark.parametrize(
+    "name", ["org/math-pairs", "org/MetaMathQA", "org/OpenMathInstruct-2", "org/MATH", "org/math_500"]
+)
+def test_names_of_maths_are_known(name: str, tmp_path: Path) -> None:
+    assert "reasoning_kept" in fired(tmp_path, dataset_mixer={name: 1.0})
+
+
+def test_spare_length_stays_above_the_prompts(tmp_path: Path) -> None:
+    case: dict[str, Any] = {"lengths": np.full(1000, 200), "max_length": 2048}
+    fix = fired(tmp_path, **case)["max_length_spare"].fix
+    assert fix == "max_length: 640"  # max_prompt_length is 512
+    assert "max_length_spare" not in fired(tmp_path, **case | yaml.safe_load(fix))
+    assert "max_length_spare" not in fired(tmp_path, **case, max_prompt_length=1800)  # as in the published recipes
+
+
+def test_the_line_for_the_batch_says_what_would_contradict_it(tmp_path: Path) -> None:
+    steps = {"total_train_batch_size": None, "gradient_accumulation_steps": 4, "per_device_train_batch_size": 2}
+    fix = fired(tmp_path, **steps)["total_train_batch_size"].fix
+    values = steps | yaml.safe_load(fix)
+    with pytest.raises(ConfigError, match="leave gradient_accumulation_steps out"):
+        fired(tmp_path, **values)
+    del values[fix.rpartition("# without ")[2]]
+    assert "total_train_batch_size" not in fired(tmp_path, **values)
+
+
+def test_names_of_own_folders_say_nothing_of_answers(tmp_path: Path) -> None:
+    own, hub = tmp_path / "ultrafeedback_binarized", "org/ultrafeedback_binarized"
+    own.mkdir()
+    given = INSTRUCT | {"dataset_mixer": {str(own): 1.0}}
+    assert "off_policy" not in fired(tmp_path, **given)
+    both = fired(tmp_path, **given | {"dataset_mixer": {str(own): 1.0, hub: 1.0}})["off_policy"]
+    assert both.message.startswith(f"{hub}: answers of other models.")
 
 
 def test_what_cannot_be_read_is_dropped(tmp_path: Path) -> None:

@@ -88,6 +88,11 @@ class Case:
         return ", ".join(self.data.dataset_mixer or {})
 
     @property
+    def hub_sources(self) -> str:
+        """Names of those that are no files or folders here, whose names say nothing of what they hold."""
+        return ", ".join(name for name in self.data.dataset_mixer or {} if not Path(name).expanduser().exists())
+
+    @property
     def dtype(self) -> str | None:
         """Type of the weights that is asked for."""
         given = self.training.model_init_kwargs
@@ -137,6 +142,11 @@ class Case:
     def longest(self) -> int:
         """The 99.9th percentile of the lengths, rounded up."""
         return self.length_at(99.9)
+
+    @property
+    def enough(self) -> int:
+        """`longest`, or where it is below max_prompt_length the next multiple of 128, as max_length must be above."""
+        return max(self.longest, (self.training.max_prompt_length // _STEP + 1) * _STEP)
 
     @property
     def room(self) -> str:
