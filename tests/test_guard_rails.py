@@ -344,6 +344,19 @@ def test_lengths_are_those_before_anything_is_cut(config: Any, tiny_dir: str, tr
     assert len(whole) == 24 and cut.tolist() == whole.tolist() and whole.max() > bound
 
 
+def test_pairs_that_are_equal_once_cut_count_as_long(config: Any, tiny_dir: str, tmp_path: Path) -> None:
+    rows = [
+        {"prompt": f"Question {n}?", "chosen": f"{'yes ' * n}one", "rejected": f"{'yes ' * n}two"}
+        for n in (1, 2, 3, 300, 400)
+    ]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = read_settings(config(max_length=100, max_prompt_length=50))
+    train, _, _ = load_mix(run.data, seed=0)
+    tokenizer = load_tokenizer(tiny_dir)
+    found = check_sample(train, None, tokenizer, tokenizer.chat_template, run.training).lengths
+    assert found is not None and len(found) == 5 and (found > 100).sum() == 2
+
+
 def test_too_short_a_max_length_is_told_with_one_that_does(config: Any, capsys: pytest.CaptureFixture[str]) -> None:
     bound = {"max_length": 100, "max_prompt_length": 20}
     run_training(read_settings(config(**bound)), dry_run=True)

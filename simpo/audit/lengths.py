@@ -11,7 +11,7 @@ from datasets import Dataset
 from simpo.audit.checks import SetAudit
 from simpo.audit.facts import TokenFacts
 from simpo.config import PreferenceConfig
-from simpo.data.schema import TOKEN_COLUMNS, TOO_LONG
+from simpo.data.schema import EMPTY_RESPONSE, EQUAL_AFTER_CUT, TOKEN_COLUMNS, TOO_LONG
 from simpo.data.tokenize import tokenized
 from simpo.data.truncate import TEXT_AFTER_END
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _UNBOUNDED = 2**31 - 1
+_LEFT_OUT = {TOO_LONG, EQUAL_AFTER_CUT, EMPTY_RESPONSE}  # what a bound can make of pairs
 
 
 def uncut_lengths(
@@ -31,7 +32,7 @@ def uncut_lengths(
         args: how they are tokenised.
     """
     facts, report = audit.tokens, audit.report
-    if report is not None and (report.truncated.keys() - {TEXT_AFTER_END} or TOO_LONG in report.dropped):
+    if report is not None and (report.truncated.keys() - {TEXT_AFTER_END} or report.dropped.keys() & _LEFT_OUT):
         unbounded = copy.copy(args)
         unbounded.max_length, unbounded.truncation = _UNBOUNDED, "cut"
         pairs, _ = tokenized(sample, tokenizer, unbounded, "train, uncut")
