@@ -22,7 +22,7 @@ from simpo.run.guard import about_parameters
 from simpo.settings import RunFacts, lint, read_settings, stop_on_warnings
 from simpo.settings.case import SMALL
 from simpo.settings.fieldtypes import field_types
-from simpo.settings.rules import RULES
+from simpo.settings.rules import LONG_RUN, RULES
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "training_configs"
@@ -162,6 +162,12 @@ def test_the_line_for_the_batch_says_what_would_contradict_it(tmp_path: Path) ->
         fired(tmp_path, **values)
     del values[fix.rpartition("# without ")[2]]
     assert "total_train_batch_size" not in fired(tmp_path, **values)
+
+
+def test_the_line_for_checkpoints_leads_to_some(tmp_path: Path) -> None:
+    fix = fired(tmp_path, **PLANTED["no_checkpoints"][0])["no_checkpoints"].fix
+    args = PreferenceConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False)
+    assert fix.endswith(f"save_steps: {LONG_RUN}; {args.save_steps:g} otherwise")
 
 
 def test_names_of_own_folders_say_nothing_of_answers(tmp_path: Path) -> None:

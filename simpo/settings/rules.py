@@ -16,7 +16,7 @@ _HIGH, _BREAKS = 2e-6, 1e-5  # learning rates of full fine-tuning
 _ADAPTER_HIGH = 5e-5
 _CUT_SHARE = 0.1  # as the check `truncated` of simpo inspect
 _SPARE = 2  # times the 99.9th percentile
-_LONG_RUN = 200  # steps between two checkpoints in training_configs/
+LONG_RUN = 200  # steps between two checkpoints in training_configs/
 
 _INSTRUCT = re.compile(r"(?<![a-z])(instruct|it|chat)(?![a-z])", re.IGNORECASE)
 _OTHERS_ANSWERS = re.compile(r"ultrafeedback[-_]binarized|hh[-_]rlhf|orca[-_]dpo[-_]pairs|nectar", re.IGNORECASE)
@@ -160,9 +160,9 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "no_checkpoints", "note", "save_strategy",
-        lambda c: not c.small and c.training.save_strategy == "no" and c.steps > _LONG_RUN,
+        lambda c: not c.small and c.training.save_strategy == "no" and c.steps > LONG_RUN,
         "no checkpoints in {case.steps:,} steps: if the run is stopped, it begins anew",
-        "training_configs/: every 200 steps", "save_strategy: steps",
+        "training_configs/: every 200 steps", "save_strategy: steps  # with save_steps: 200; 500 otherwise",
     ),
     Rule(
         "small_model", "note", "model_name_or_path",
