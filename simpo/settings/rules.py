@@ -98,7 +98,7 @@ RULES: tuple[Rule, ...] = (
         f"{_README}: 0 to 1, starting at 0.5", "gamma_beta_ratio: 0.5",
     ),
     Rule(
-        "half_precision_masters", "warning", "dtype",
+        "half_precision_masters", "note", "dtype",
         lambda c: not c.model.use_peft and not c.deepspeed and c.dtype not in (None, "float32"),
         "{case.dtype} is not what the weights get: they are loaded as float32, since a step of 1e-6 changes no "
         "bfloat16 weight above 0.0005; bf16: true computes in bfloat16 all the same",

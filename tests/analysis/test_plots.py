@@ -12,6 +12,7 @@ import pytest
 from simpo.analysis import plots, style
 from simpo.analysis.generations import generation_statistics
 from simpo.analysis.statistics import (
+    MarginsByLength,
     accuracy,
     contingency,
     distribution,
@@ -22,7 +23,9 @@ from simpo.analysis.statistics import (
     margins_by_length,
     rewards,
 )
+from simpo.analysis.titles import of_margins_by_length
 from simpo.errors import ConfigError, DataError
+from simpo.estimates import mean
 from tests.analysis.made import population, scores
 
 matplotlib = pytest.importorskip("matplotlib")
@@ -186,10 +189,7 @@ def test_the_style_does_not_leak():
 
 def test_titles_say_what_is_seen():
     titles = {name: figure.get_suptitle().replace("\n", " ") for name, figure in gallery(MODELS).items()}
-    assert (
-        titles["margins_by_length"]
-        == "Margin below 0: SFT in 1 of 10, SimPO, no length norm. in 3 of 10 bins of length"
-    )
+    assert titles["margins_by_length"] == "Margin below 0: SimPO, no length norm. in 3 of 10 bins of length"
     assert titles["logps_against_length"].startswith("Log-prob per token rises with length most in SimPO")
     assert "most in SimPO, no length norm. (sd 0.71)" in titles["margin_distributions"]
     assert "SFT" in titles["margin_distributions"].partition("least in")[2]
@@ -290,3 +290,14 @@ def test_without_matplotlib_the_extra_is_named(monkeypatch):
     monkeypatch.setattr(builtins, "__import__", absent)
     with pytest.raises(ConfigError, match=r"pip install 'simpo\[plots\]'"):
         plots.margin_distributions({"A": distribution([1.0, 2.0])})
+
+
+def test_no_bin_is_below_0_by_chance_alone() -> None:
+    """Of sets without any margin, at most one in twenty says that a bin is below 0 (ten bins each)."""
+    rng = np.random.default_rng(0)
+    said = 0
+    for _ in range(200):
+        bins = [mean(rng.normal(size=200)) for _ in range(10)]
+        found = MarginsByLength(np.arange(11), np.arange(10.0), bins, bins[0], bins[0], bins[0])
+        said += "Margin below 0" in of_margins_by_length({"m": found})
+    assert said <= 10
