@@ -24,8 +24,8 @@ QUESTIONS = {
     ARENA_HARD: HubFile("lmarena-ai/arena-hard-auto", "dataset", "data/arena-hard-v0.1/question.jsonl"),
     MT_BENCH: HubFile("lmsys/mt-bench", "space", "data/mt_bench/question.jsonl"),
 }
+# alpaca_eval fetches its own
 BASELINES = {
-    ALPACA_EVAL: HubFile("tatsu-lab/alpaca_eval", "dataset", "alpaca_eval_gpt4_baseline.json"),
     ARENA_HARD: HubFile("lmarena-ai/arena-hard-auto", "dataset", "data/arena-hard-v0.1/model_answer/gpt-4-0314.jsonl"),
 }
 REFERENCES = {MT_BENCH: HubFile("lmsys/mt-bench", "space", "data/mt_bench/reference_answer/gpt-4.jsonl")}

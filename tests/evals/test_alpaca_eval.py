@@ -18,7 +18,6 @@ from simpo.evals.judges.alpaca_eval import (
     read_annotations,
     read_answers,
     win_rates,
-    write_answers,
 )
 from simpo.evals.judges.judging import JudgeServer
 from simpo.evals.results import read_result
@@ -110,13 +109,12 @@ def answers(name: str, length: int = 3) -> list[dict[str, Any]]:
     return [{"instruction": f"Do {n}", "output": "x" * length, "generator": name, "dataset": "d"} for n in range(4)]
 
 
-def test_answers_are_written_and_read(tmp_path: Path) -> None:
-    write_answers(tmp_path / "a/model_outputs.json", answers("mine"))
-    assert read_answers(tmp_path / "a/model_outputs.json") == answers("mine")
+def test_answers_are_read(tmp_path: Path) -> None:
+    assert read_answers(write_rows(tmp_path / "a.json", answers("mine"))) == answers("mine")
     with pytest.raises(DataError, match="answer 1 lacks output, a text"):
-        write_answers(tmp_path / "b.json", [answers("mine")[0], {"instruction": "Do", "generator": "mine"}])
+        read_answers(write_rows(tmp_path / "b.json", [answers("mine")[0], {"instruction": "Do", "generator": "mine"}]))
     with pytest.raises(DataError, match=r"not of \['mine', 'other'\]"):
-        write_answers(tmp_path / "b.json", [answers("mine")[0], answers("other")[0]])
+        read_answers(write_rows(tmp_path / "c.json", [answers("mine")[0], answers("other")[0]]))
 
 
 OFFICIAL = """
@@ -155,8 +153,8 @@ def official(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (package / "metrics/glm_winrate.py").write_text("def hf_hub_download(**_):\n    raise OSError('no hub')\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "site"))
     monkeypatch.setenv("MY_KEY", "secret-1")
-    write_answers(tmp_path / "mine.json", answers("mine"))
-    write_answers(tmp_path / "base.json", answers("base", 5))
+    write_rows(tmp_path / "mine.json", answers("mine"))
+    write_rows(tmp_path / "base.json", answers("base", 5))
     (tmp_path / "df_gamed.csv").write_text("index\n")
     return tmp_path
 

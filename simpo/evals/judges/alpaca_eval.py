@@ -37,7 +37,6 @@ ANNOTATOR = "weighted_alpaca_eval_gpt4_turbo"
 JUDGE = "gpt-4-1106-preview"
 """The model behind that annotator, by its configs.yaml."""
 EXCLUDED = ("no_preference",)
-OUTPUTS_FILE = "model_outputs.json"
 
 _PROMPT_TOKENS = 350  # of the annotator's template and the answers' frame
 
@@ -118,16 +117,6 @@ def check_installed(python: str | None = None) -> None:
             f"AlpacaEval: {python} has no alpaca_eval; pip install 'simpo[alpaca-eval]', or name the interpreter of "
             "an environment that has it: --alpaca_eval_python=FILE (--judge none stops at the answers)"
         )
-
-
-def write_answers(path: str | Path, answers: Sequence[Row]) -> None:
-    """Write `model_outputs.json`: a list of {instruction, output, generator, dataset}, in the official order.
-
-    Raises:
-        DataError: an answer lacks instruction, output or generator, or there are several generators.
-    """
-    _check_answers(answers, str(path))
-    write_text(path, json.dumps(list(answers), indent=2, ensure_ascii=False) + "\n")
 
 
 def read_answers(path: str | Path) -> list[Row]:

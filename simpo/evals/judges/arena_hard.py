@@ -21,6 +21,7 @@ import numpy as np
 import yaml
 
 from simpo.errors import ConfigError, DataError
+from simpo.evals.judges.bootstrap import check_rounds
 from simpo.evals.judges.bradley_terry import Battle, count_wins, rate
 from simpo.evals.judges.judging import AGAIN, API_ERROR, Call, Judge, JudgeServer, excluded_warning
 from simpo.evals.layouts import (
@@ -83,8 +84,7 @@ class ArenaHardSettings:
         for key in ("questions", "answers", "baseline_answers", "output_dir", "judge"):
             if not getattr(self, key):
                 raise ConfigError(f"{key}: must not be empty")
-        if self.rounds < 100:
-            raise ConfigError(f"rounds: {self.rounds} must be at least 100: the ends of a 95% interval need them")
+        check_rounds(self.rounds)
 
 
 class Game(NamedTuple):

@@ -5,6 +5,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from simpo.errors import ConfigError
+
+
+def check_rounds(rounds: int) -> None:
+    """Raise ConfigError for too few rounds."""
+    if rounds < 100:
+        raise ConfigError(f"rounds: {rounds} must be at least 100: the ends of a 95% interval need them")
+
 
 def times_drawn(units: int, rounds: int, seed: int) -> NDArray[np.float64]:
     """How often each unit is drawn, [rounds, units]: `units` draws with replacement in each round.

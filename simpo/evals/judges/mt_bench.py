@@ -20,7 +20,7 @@ import numpy as np
 import yaml
 
 from simpo.errors import ConfigError, DataError
-from simpo.evals.judges.bootstrap import interval_of_mean
+from simpo.evals.judges.bootstrap import check_rounds, interval_of_mean
 from simpo.evals.judges.judging import API_ERROR, Call, Judge, JudgeServer, excluded_warning
 from simpo.evals.layouts import (
     Row,
@@ -82,8 +82,7 @@ class MTBenchSettings:
                 raise ConfigError(f"{key}: must not be empty")
         if isinstance(self.judges, str) or len(set(self.judges)) < len(self.judges):
             raise ConfigError(f"judges: {self.judges!r} must be a list of different names, e.g. {list(JUDGES)}")
-        if self.rounds < 100:
-            raise ConfigError(f"rounds: {self.rounds} must be at least 100: the ends of a 95% interval need them")
+        check_rounds(self.rounds)
 
 
 class Judgment(NamedTuple):
