@@ -7,7 +7,9 @@ import math
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
+from simpo.errors import ConfigError
 from simpo.objectives import OBJECTIVES, all_knobs
 
 
@@ -207,3 +209,14 @@ def _engine_contradictions(values: Mapping[str, Any]) -> list[Problem]:
             )
             problems.append(Problem(("accelerator_config",), text))
     return problems
+
+
+def check_url(setting: str, url: str) -> None:
+    """Raise ConfigError unless it is the address of a server, without a password."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ConfigError(f"{setting}: {url!r} must begin with http:// or https:// and name a host")
+    if parts.username or parts.password:
+        raise ConfigError(
+            f"{setting}: holds a password; put the key into an environment variable and name it in api_key_env"
+        )

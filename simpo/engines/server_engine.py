@@ -176,7 +176,7 @@ class ServerEngine:
 
     def _all_wait(self) -> bool:
         """Whether servers have no room for anybody: nothing gets through, and not only a few odd requests are left."""
-        enough = max(2, self.options.max_in_flight // 2)
+        enough = min(self.options.max_in_flight, max(2, self.options.max_in_flight // 2))
         return self._since(self._served) > self.options.patience and sum(self._waiting.values()) >= enough
 
     def _new_client(self) -> httpx2.AsyncClient:

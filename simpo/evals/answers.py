@@ -134,7 +134,7 @@ def _what_answers_depend_on(
     settings: EvalSettings, policy: Policy, decoding: Decoding, setting: str | None
 ) -> dict[str, Any]:
     names = ("benchmark", "name", "model_name_or_path", "model_revision", "engine", "dtype", "seed", "questions",
-             "max_questions", "server_api", "server_model", "server_urls")  # fmt: skip
+             "max_questions", "server_api", "server_model", "server_urls", "server_extra")  # fmt: skip
     template = settings.chat_template or policy.tokenizer.chat_template
     return {
         **{name: getattr(settings, name) for name in names},

@@ -276,16 +276,19 @@ def _write_prompts(generate: GenerateSettings, rows: Sequence[int], folder: Path
 
 
 def _free_in(folder: Path) -> tuple[str, ...]:
-    """The steps whose settings may still change: no round has left anything that depends on them."""
+    """The sections that may still change: no round has left anything that depends on them."""
     rounds = list(folder.glob("round-*"))
     models = [one / "model" for one in rounds]
-    return behind([
-        ("generate", any(has_records(one / RESPONSES) or (one / "prompts").exists() for one in rounds)
-         or has_records(folder / "round-0" / "evaluate" / RESPONSES)),
+    asked = any(has_records(one / RESPONSES) or (one / "prompts").exists() for one in rounds)
+    free = behind([
+        ("generate", asked or any(has_records(one / "evaluate" / RESPONSES) for one in rounds)),
         ("annotate", any(has_records(one / SCORES) for one in rounds)),
         ("binarize", any((one / PAIRS).exists() for one in rounds)),
         ("train", any(checkpoints(model) or is_finished(model) for model in models)),
     ])  # fmt: skip
+    # responses to evaluation prompts that are there already are held by their own store
+    measured = any(has_records(one / "evaluate" / SCORES) for one in rounds)
+    return (*free, *(() if measured else ("evaluate",)), *(() if asked else ("prompts_per_round",)))
 
 
 def _identity(recipe: Recipe) -> dict[str, Any]:

@@ -17,12 +17,14 @@ from simpo.onpolicy.recipe import Launch, Recipe, read_recipe
 from simpo.onpolicy.settings import GenerateSettings
 from simpo.onpolicy.steps import Run, Step, Verb, describe_step, given_settings, run_steps
 from simpo.processes import run_child, sole_owner, stop_left_over
-from simpo.store import write_whole
+from simpo.store import PART, write_whole
 
 RESPONSES, SCORES, PAIRS, SETTINGS = "responses", "scores", "pairs", "settings"
 _LOCK, _NOTE = "onpolicy.lock", "process.json"
 RECORDS = ("onpolicy.json", "iterate.json")
 """What the pairs, and the rounds, of a folder were made with."""
+
+_OWN_BEFORE = {_LOCK, _NOTE, *(name + PART for name in RECORDS)}  # what a start that was killed at once may leave
 
 PASSING = (
     "output_dir", "batch_size", "use_cpu", "tensor_parallel_size", "gpu_memory_utilization", "server_urls",
@@ -166,7 +168,7 @@ def check_record(file: Path, settings: Mapping[str, Any], free: Sequence[str] = 
     folder = file.parent
     if not file.is_file():
         names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-        if not names & set(RECORDS) and names - {_LOCK, _NOTE}:  # both commands may use one folder
+        if not names & set(RECORDS) and names - _OWN_BEFORE:  # both commands may use one folder
             shown = ", ".join(sorted(names)[:3])
             raise ConfigError(f"output_dir: {folder} holds something else ({shown}); choose another folder")
         return

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
-from simpo.checks import is_number
+from simpo.checks import check_url, is_number
 from simpo.errors import ConfigError
 from simpo.settings.flat import default_of
 
@@ -121,10 +120,4 @@ class PolicySettings:
         if not self.server_urls:
             raise ConfigError("server_urls: is missing; write e.g. [http://localhost:8000/v1]")
         for url in self.server_urls:
-            parts = urlsplit(url)
-            if parts.scheme not in ("http", "https") or not parts.hostname:
-                raise ConfigError(f"server_urls: {url!r} must begin with http:// or https:// and name a host")
-            if parts.username or parts.password:
-                raise ConfigError(
-                    "server_urls: holds a password; put the key into an environment variable and name it in api_key_env"
-                )
+            check_url("server_urls", url)

@@ -204,12 +204,13 @@ def test_the_run_ends_where_no_server_answers() -> None:
             run([url], requests_of(5), patience=0.2)
 
 
-def test_the_run_ends_where_all_servers_stay_busy() -> None:
+@pytest.mark.parametrize("max_in_flight", [1, 4])
+def test_the_run_ends_where_all_servers_stay_busy(max_in_flight: int) -> None:
     with (
         Server(lambda handler, body: handler.send(429, "full")) as server,
         pytest.raises(EngineError, match=r"no request got through for 0.2 seconds: .*429.*goes on"),
     ):
-        run([server.url], requests_of(5), patience=0.2, max_in_flight=4)
+        run([server.url], requests_of(5), patience=0.2, max_in_flight=max_in_flight)
 
 
 @pytest.mark.parametrize("status", [401, 403, 404])

@@ -31,6 +31,7 @@ def answers_of(rows: list[dict[str, Any]], model: str) -> list[dict[str, Any]]:
         ("alpaca_eval", {"alpaca_eval_python": "none"}, ConfigError, "alpaca_eval_python: there is no file none"),
         ("alpaca_eval", {"alpaca_eval_python": "/bin/false"}, EngineError, r"/bin/false has no alpaca_eval; pip"),
         ("alpaca_eval", {"judge_urls": ["http://a/v1", "http://b/v1"]}, ConfigError, "judge_urls: alpaca_eval asks"),
+        ("arena_hard", {"judge_urls": ["http://me:secret@a/v1"]}, ConfigError, "^judge_urls: holds a password; put"),
         ("arena_hard", {"judge_timeout": 0.0}, ConfigError, "^judge_timeout: 0.0 must be above 0"),
     ],
 )

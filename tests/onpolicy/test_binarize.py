@@ -236,13 +236,17 @@ def test_lengths_that_a_server_did_not_say(store, tmp_path) -> None:
         run_binarize(BinarizeSettings(**where, output_dir=str(tmp_path / "other"), max_length_ratio=1.5))
 
 
-def test_folders_that_do_not_belong_together(store) -> None:
+def test_folders_that_do_not_belong_together(store, tmp_path) -> None:
     made, others = generation(0, ["a", "b"]), generation(0, ["a", "c"])
     with pytest.raises(DataError, match="belong to other responses"):
-        run_binarize(BinarizeSettings(store("g", [made]), store("s", [scored(others, rm=[1, 0])]), "out"))
+        run_binarize(
+            BinarizeSettings(store("g", [made]), store("s", [scored(others, rm=[1, 0])]), str(tmp_path / "out"))
+        )
     with pytest.raises(DataError, match="1 prompts that are not in"):
         run_binarize(
-            BinarizeSettings(store("g2", [generation(1, ["a", "b"])]), store("s2", [scored(made, rm=[1, 0])]), "o")
+            BinarizeSettings(
+                store("g2", [generation(1, ["a", "b"])]), store("s2", [scored(made, rm=[1, 0])]), str(tmp_path / "o")
+            )
         )
 
 

@@ -173,6 +173,19 @@ def test_settings_of_steps_that_no_round_has_taken_may_change(path: Path) -> Non
         iterate(path, 2, ["--train.learning_rate=3e-3"])
 
 
+def test_a_first_step_that_failed_is_mended(path: Path) -> None:
+    """A wrong model name leaves nothing, so the right one goes on in the same folder."""
+    with pytest.raises(StepFailed, match="round-0/evaluate: generate ended"):
+        iterate(path, 1, run=Played(lambda *_: 2))
+    with pytest.raises(StepFailed, match="round-0/evaluate: annotate ended"):
+        iterate(path, 1, ["--generate.model_name_or_path=other/model"],
+                run=Played(lambda verb, _: 2 if verb == "annotate" else None))  # fmt: skip
+    with pytest.raises(ConfigError, match=r'generate.model_name_or_path: "other/model" there, "some/model" now'):
+        iterate(path, 1)  # it has answered
+    played, _ = iterate(path, 1, ["--generate.model_name_or_path=other/model"])
+    assert played.ran == ["annotate evaluate", *steps_of(1)]
+
+
 def test_what_cannot_go_round_is_refused_first(path: Path, tmp_path: Path) -> None:
     def refuse(words: Sequence[str], rounds: int = 2) -> str:
         played = Played()

@@ -113,6 +113,13 @@ def test_settings_of_steps_that_have_left_nothing_may_change(path: Path, tmp_pat
     assert onpolicy(path, ["--binarize.test_size=3"]).ran == ["annotate out", "binarize out"]
 
 
+def test_a_start_that_was_killed_at_once_is_no_obstacle(path: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    for name in ("onpolicy.lock", "onpolicy.json.part"):
+        (tmp_path / "out" / name).touch()
+    assert len(onpolicy(path).ran) == 3
+
+
 def test_a_folder_of_something_else_and_a_second_driver_are_refused(path: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter-1.md").touch()

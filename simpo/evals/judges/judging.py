@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from tqdm.auto import tqdm
 
-from simpo.checks import is_number
+from simpo.checks import check_url, is_number
 from simpo.engines.base import Failure, Request, Sample
 from simpo.engines.server_engine import ServerEngine, ServerOptions
 from simpo.errors import ConfigError
@@ -65,10 +65,8 @@ class JudgeServer:
         if isinstance(self.base_urls, str) or not self.base_urls:
             raise ConfigError(f"base_urls: {self.base_urls!r} must be a list, e.g. [http://localhost:8000/v1]")
         for url in self.base_urls:
-            parts = urlsplit(url)
-            if parts.scheme not in ("http", "https") or not parts.hostname:
-                raise ConfigError(f"base_urls: {url!r} must begin with http:// or https:// and name a host")
-            if parts.hostname == _OPENAI and self.api_key_env is None:
+            check_url("base_urls", url)
+            if urlsplit(url).hostname == _OPENAI and self.api_key_env is None:
                 raise ConfigError(
                     f"api_key_env: is missing; {_OPENAI} needs a key: write OPENAI_API_KEY, and export it"
                 )
