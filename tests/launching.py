@@ -3,9 +3,11 @@
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import yaml
+from tqdm import tqdm
 
 WORKERS = Path(__file__).parent / "workers"
 
@@ -18,6 +20,15 @@ def environment() -> dict[str, str]:
         "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
         "PYTHONPATH": os.pathsep.join(filter(None, [str(WORKERS.parents[1]), os.environ.get("PYTHONPATH", "")])),
     }
+
+
+def let_forks_be_killed() -> None:
+    """Before forks that are killed: progress bars share no lock.
+
+    That of tqdm is a semaphore which all forks share, and a child that is killed inside it holds it for ever.
+    """
+    tqdm.monitor_interval = 0
+    tqdm.set_lock(threading.RLock())
 
 
 def run(command: list[str], **kwargs: object) -> str:

@@ -27,7 +27,7 @@ from simpo.onpolicy.annotators.function import FunctionAnnotator
 from simpo.onpolicy.annotators.judge import Judge, read_template
 from simpo.onpolicy.annotators.kinds import JudgeSettings, RewardModelSettings, identity
 from simpo.store import Store, read_records, read_summary
-from tests.launching import run
+from tests.launching import let_forks_be_killed, run
 from tests.onpolicy.made import generation, store_in
 
 TEXTS = ["one", "two words", "three more words"]
@@ -221,6 +221,7 @@ def test_killed_at_any_moment(store, tmp_path) -> None:
         time.sleep(0.01)
         return length(prompt, responses)
 
+    let_forks_be_killed()
     generations = store("g", [generation(row, [*TEXTS, f"and {row}"]) for row in range(40)])
     expected = run_function(length, generations, tmp_path / "undisturbed")
     rng, fork, kept = random.Random(3), multiprocessing.get_context("fork"), [0]

@@ -14,6 +14,7 @@ from pathlib import Path
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads do not outlive a fork
 
 from simpo import cli
+from tests.launching import let_forks_be_killed
 
 
 def finished(folder: Path) -> int:
@@ -29,6 +30,7 @@ def start(config: str) -> int:
 
 
 def main(kills: int, seed: int, config: str, folder: Path, whole: str) -> int:
+    let_forks_be_killed()
     assert cli.main(["generate", whole]) == 0
     rng = random.Random(seed)
     total = finished(Path(whole).parent / "whole")

@@ -17,6 +17,7 @@ import simpo.run.train  # noqa: F401
 from simpo import cli
 from simpo.cli.launch import launch_config
 from simpo.onpolicy.iterate import run_iterate
+from tests.launching import let_forks_be_killed
 
 
 def fork(command: list[str]) -> int:
@@ -37,6 +38,7 @@ def start(config: str, folder: str) -> int:
 
 
 def main(kills: int, seed: int, config: str, whole: str, killed: str) -> int:
+    let_forks_be_killed()
     began = time.monotonic()
     code = os.waitpid(start(config, whole), 0)[1]
     assert code == 0
