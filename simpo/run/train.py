@@ -36,7 +36,7 @@ from simpo.model import load_model_config, load_tokenizer, master_dtype
 from simpo.objectives import OBJECTIVES
 from simpo.run.card import model_card
 from simpo.run.folder import CheckpointCallback, check_identity, find_checkpoint, remove_earlier_run
-from simpo.run.guard import guard_rails
+from simpo.run.guard import guard_rails, stop_on_problems
 from simpo.run.logfile import LogFile
 from simpo.run.manifest import build_manifest, run_identity, write_manifest, write_settings
 from simpo.run.plan import model_line, plan_lines
@@ -150,8 +150,9 @@ def _read_inputs(settings: RunSettings, *, audit: bool, strict: bool = False) ->
         train, evaluation, mix = load_mix(settings.data, seed=args.seed)
         look = SampleCheck()
         if audit:
-            look = check_sample(train, evaluation, tokenizer, own_template, args, mix.numbers, strict=strict)
-    advice = guard_rails(settings, config, train, evaluation, look.lengths, strict=strict)
+            look = check_sample(train, evaluation, tokenizer, own_template, args, mix.numbers)
+    advice = guard_rails(settings, config, train, evaluation, look.lengths)
+    stop_on_problems(look.findings, advice, strict=strict)
     return _Inputs(config, tokenizer, train, evaluation, look.warnings, advice)
 
 
