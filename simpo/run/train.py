@@ -370,7 +370,6 @@ def export_model(trainer: Trainer, folder: str) -> None:
         model.save_pretrained(folder, state_dict={name: _in_16_bits(value, compute) for name, value in kept.items()})
         _record_dtype(Path(folder) / "config.json", compute)
         cast(PreTrainedTokenizerBase, trainer.processing_class).save_pretrained(folder)
-        torch.save(args, Path(folder) / "training_args.bin")
     accelerator.wait_for_everyone()
 
 

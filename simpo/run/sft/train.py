@@ -11,6 +11,7 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.utils import is_flash_attn_2_available
 from trl import SFTTrainer
 
@@ -52,6 +53,11 @@ class _Trainer(SFTTrainer):
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """Leave it to the end of the run."""
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """As transformers', less its pickle of the arguments, which nobody reads: settings stand in the manifest."""
+        super()._save(output_dir, state_dict)
+        Path(str(output_dir or self.args.output_dir), TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
 
 def run_sft(
