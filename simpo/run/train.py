@@ -39,6 +39,7 @@ from simpo.run.folder import CheckpointCallback, check_identity, find_checkpoint
 from simpo.run.guard import guard_rails, stop_on_problems
 from simpo.run.logfile import LogFile
 from simpo.run.manifest import build_manifest, run_identity, write_manifest, write_settings
+from simpo.run.pickles import check_pickles
 from simpo.run.plan import model_line, plan_lines
 from simpo.settings import Advice, RunSettings
 from simpo.trainer import PreferenceTrainer
@@ -294,6 +295,7 @@ def _train(
     identity = run_identity(settings, tokenizer, trainer.train_dataset)
     if checkpoint is not None:
         check_identity(checkpoint, identity)
+        check_pickles(checkpoint)
         say(f"Going on from {checkpoint}")
     limit, args.save_total_limit = args.save_total_limit, None
     trainer.add_callback(CheckpointCallback(identity, limit))
