@@ -20,7 +20,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from simpo.errors import ConfigError, ModelError
 from simpo.forward import check_head, check_model_config, install_packed_forward
-from simpo.weights import check_weights, safetensors_hint, say_remote_code
+from simpo.weights import check_weights, loading_hint, say_remote_code
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +138,7 @@ def load_causal_lm(
             **(model_init_kwargs | {"use_safetensors": True}),
         )
     except (OSError, ValueError, ImportError) as error:
-        cause = _cause(name_or_path, error) + safetensors_hint(name_or_path, error)
+        cause = _cause(name_or_path, error)
         raise ModelError(f"cannot load a model from {name_or_path!r}: {cause}") from error
     _mend_generation_config(model)
     return model
@@ -164,12 +164,12 @@ def _local_device() -> Any:
 
 def _cause(name_or_path: str, error: Exception) -> str:
     """What a failed load says in a line; of a path that is not there, that it is not there."""
-    path = Path(name_or_path).expanduser()
+    path, reason = Path(name_or_path).expanduser(), _first_line(error) + loading_hint(name_or_path, error)
     if path.exists():
-        return _first_line(error)
+        return reason
     if path.is_absolute() or name_or_path.startswith(".") or len(path.parts) > 2:  # no name on the hub
         return f"no such directory (looked for {path.absolute()})"
-    return f"no directory of that name here, and not loaded from the hub: {_first_line(error)}"
+    return f"no directory of that name here, and not loaded from the hub: {reason}"
 
 
 def _first_line(error: Exception) -> str:

@@ -66,8 +66,10 @@ def _convert_adapter(name_or_path: str | Path) -> str:
     )
 
 
-def safetensors_hint(name_or_path: str, error: Exception) -> str:
-    """What to add to a failed load of a model whose weights are no safetensors; "" for other failures."""
+def loading_hint(name_or_path: str, error: Exception) -> str:
+    """What to add to the failed load of a model without safetensors, or that wants its code run; "" for others."""
+    if "trust_remote_code" in str(error):
+        return "; it comes with code of its own: set trust_remote_code: true for it, if you trust it"
     return f"; {convert(name_or_path)}" if "model.safetensors" in str(error) else ""
 
 

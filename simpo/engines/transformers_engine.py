@@ -29,7 +29,7 @@ from transformers import (
 
 from simpo.engines.base import Failure, Request, Result, Sample
 from simpo.errors import ModelError
-from simpo.weights import check_weights, safetensors_hint
+from simpo.weights import check_weights, loading_hint
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ def load_transformers_engine(
             use_safetensors=True,
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0] + safetensors_hint(name_or_path, error)
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0] + loading_hint(name_or_path, error)
         raise ModelError(f"cannot load a model from {name_or_path!r}: {reason}") from error
     return TransformersEngine(cast(Any, model).to(device), tokenizer, batch_size=batch_size)
 

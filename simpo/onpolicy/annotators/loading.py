@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from simpo.errors import ModelError
 from simpo.onpolicy.annotators.kinds import Dtype
-from simpo.weights import check_weights, remote_code_line, safetensors_hint
+from simpo.weights import check_weights, loading_hint, remote_code_line
 
 
 def load_scorer(
@@ -51,9 +51,7 @@ def load_scorer(
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, **common)
     except (OSError, ValueError, KeyError, ImportError, AttributeError, RuntimeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        hint = "; set trust_remote_code: true for it, if you trust it" if "trust_remote_code" in str(error) else ""
-        hint += safetensors_hint(name, error)
-        raise ModelError(f"{name}: cannot be loaded as a scoring model: {reason}{hint}") from error
+        raise ModelError(f"{name}: cannot be loaded as a scoring model: {reason}{loading_hint(name, error)}") from error
     missing = sorted(info["missing_keys"])
     if missing:
         advice = f"name a model of this kind, e.g. {example}"
