@@ -22,7 +22,7 @@ _LOOKS = re.compile(
     r"AKIA[0-9A-Z]{16}|xox[abeoprs]-[A-Za-z0-9-]{10,}|AIza[\w-]{30,}|eyJ[\w-]{10,}\.[\w-]+\.[\w-]*)|"
     r"(?<=Bearer )[^\s\"']{8,}"
 )
-_PASSWORD = re.compile(r"(?<=://)[^\s/?#@\"']+@")  # of an address: https://user:password@host
+_PASSWORD = re.compile(r"(?<=:)(//?)[^\s/?#@\"']+@")  # https://user:password@host; as a path, it has one /
 _ARGUMENT = re.compile(r"(?<=[?&])([\w.-]+)=([^&#\s\"']+)")  # of an address: ...?token=...
 _SIGNATURES = {"sig", "signature", "x_amz_signature", "x_amz_credential", "x_goog_signature", "key", "access_token"}
 
@@ -46,7 +46,7 @@ def redact_text(text: str) -> str:
     for name, value in os.environ.items():
         if len(value) >= _SHORTEST and value in text and is_secret(name):
             text = text.replace(value, HIDDEN)
-    text = _PASSWORD.sub(f"{HIDDEN}@", _LOOKS.sub(HIDDEN, text))
+    text = _PASSWORD.sub(rf"\1{HIDDEN}@", _LOOKS.sub(HIDDEN, text))
     return _ARGUMENT.sub(_hide_argument, text)
 
 

@@ -331,13 +331,13 @@ def _check_together(values: dict[str, Any], merged: Mapping[str, Entry], source:
 
 
 def _check_init_kwargs(values: Mapping[str, Any], where: str, report: _Report) -> None:
+    for text in init_problems(values):
+        report.add(where, text)
     options = values.get("model_init_kwargs")
     if isinstance(options, str) and not options.lstrip().startswith("{"):
         report.add(where, f"model_init_kwargs: {options!r} is not a mapping; write {{name: value}}")
     if not isinstance(options, dict):
         return
-    for text in init_problems(values):
-        report.add(where, text)
     for option, key in _INIT_SETTINGS.items():
         if option in options and key in values and options[option] != values[key]:
             inner = f"model_init_kwargs: {option}: {show(options[option])}"
