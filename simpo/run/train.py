@@ -36,11 +36,11 @@ from simpo.model import load_model_config, load_tokenizer, master_dtype
 from simpo.objectives import OBJECTIVES
 from simpo.run.card import model_card
 from simpo.run.folder import REPORT, CheckpointCallback, check_identity, find_checkpoint, remove_earlier_run
-from simpo.run.guard import guard_rails
+from simpo.run.guard import guard_rails, told_before
 from simpo.run.logfile import LogFile
 from simpo.run.manifest import build_manifest, run_identity, write_manifest, write_settings
 from simpo.run.plan import model_line, plan_lines
-from simpo.settings import Advice, RunSettings, recommended
+from simpo.settings import Advice, RunSettings
 from simpo.trainer import PreferenceTrainer
 
 logger = logging.getLogger(__name__)
@@ -308,11 +308,7 @@ def _train(
         engine=engine_name(args, trainer),
         resumed_from=checkpoint,
     )
-    manifest |= {
-        "recommended": recommended(settings),
-        "advice": [dataclasses.asdict(advice) for advice in inputs.advice],
-        "data_warnings": [warning.removeprefix("! ") for warning in inputs.warnings],
-    }
+    manifest |= told_before(settings, inputs.advice, inputs.warnings)
     if trainer.is_world_process_zero():
         write_manifest(str(args.output_dir), manifest)
         write_settings(str(args.output_dir), settings.resolved)
