@@ -60,15 +60,16 @@ def report_page(folders: Sequence[str | Path], beside: str | Path = ".") -> Page
         raise ConfigError("a report needs a run at least; give the output_dir of one")
     runs = dict(zip(names_of(read), read, strict=True))
     several = len(runs) > 1
+    first = [Section("Runs", [_summaries(runs)]), Section("Settings", _differing(runs))] if several else []
     sections = [
-        *([Section("Runs", [_summaries(runs)])] if several else []),
+        *first,
         Section("Warnings", _warnings(runs)),
-        Section("Settings", _differing(runs) if several else _settings(read[0])),
-        Section("Data", _data(runs)),
         Section("Training", _training(runs)),
         Section("Evaluation", _evaluation(runs)),
         Section("Before and after", figures(runs)),
         Section("Samples", samples(runs)),
+        *([] if several else [Section("Settings", _settings(read[0]))]),
+        Section("Data", _data(runs)),
         Section("Files", _files(runs, Path(beside))),
     ]
     title = f"{len(runs)} runs: {', '.join(list(runs)[:3])}{', …' * (len(runs) > 3)}" if several else next(iter(runs))
