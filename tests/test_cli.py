@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import importlib
 import os
 import subprocess
 import sys
@@ -324,6 +325,12 @@ def test_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest
         cli.main(["onpolicy", "any.yaml"])
 
 
+@pytest.fixture
+def reporting() -> Any:
+    """The module that writes reports, imported before `calls` puts something else in the place of `simpo.run`."""
+    return importlib.import_module("simpo.analysis.report.run_report")
+
+
 def log_of_a_run(folder: Path) -> Path:
     folder.mkdir()
     (folder / "log.jsonl").write_text('{"step": 1, "loss": 0.5}\n')
@@ -371,7 +378,7 @@ def test_report_of_a_folder_that_cannot_be_written(tmp_path: Path, capsys: pytes
 
 
 def test_train_ends_with_a_report(
-    config: str, calls: Calls, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    reporting: Any, config: str, calls: Calls, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = log_of_a_run(tmp_path / "run")
     assert cli.main(["train", config, f"--output_dir={folder}"]) == 0
@@ -379,12 +386,17 @@ def test_train_ends_with_a_report(
 
 
 def test_a_report_that_fails_does_not_fail_the_run(
-    config: str, calls: Calls, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    reporting: Any,
+    config: str,
+    calls: Calls,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def broken(*given: Any) -> None:
         raise ValueError("two\nlines")
 
-    monkeypatch.setattr("simpo.analysis.report.run_report.write_report", broken)
+    monkeypatch.setattr(reporting, "write_report", broken)
     assert cli.main(["train", config, f"--output_dir={tmp_path}"]) == 0
     said = f"No report: two lines; try again with: simpo report {tmp_path}\n"
     assert capsys.readouterr().err == said and len(calls) == 1

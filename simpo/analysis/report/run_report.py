@@ -38,9 +38,9 @@ def write_report(folders: Sequence[str | Path], output: str | Path | None = None
     """
     paths = [Path(folder) for folder in folders]
     path = Path(output) if output is not None else (paths[0] if len(paths) == 1 else Path()) / REPORT
-    if path.is_dir():
+    if output is not None and path.is_dir():
         raise ConfigError(f"--output {path} is a folder; name a file in it, such as {path / REPORT}")
-    if not path.parent.is_dir():
+    if output is not None and not path.parent.is_dir():
         raise ConfigError(f"--output {path}: there is no folder {path.parent}; make it first")
     return write_page(report_page(paths, path.parent), path)
 
