@@ -82,6 +82,20 @@ CURVES = (
     Curve("memory", "Memory", "GiB, the most so far", (_Line("memory_gib", ""),), noisy=False),
 )  # fmt: skip
 
+_WATCHED = {
+    "logps/chosen": ("Log-prob of chosen", "nats per token"),
+    "logps/rejected": ("Log-prob of rejected", "nats per token"),
+    "chosen_drop": ("Fall of chosen log-probs", "nats per token since the start"),
+    "margin_gain": ("Margin gained", "nats per token since the start"),
+    "drop_per_margin": ("Fall by margin gained", "fall / gain"),
+    "chosen_fell": ("Pairs whose chosen log-prob fell", "share of pairs"),
+    "accuracy": ("Accuracy on the fixed pairs", "share of pairs"),
+    "end_probability": ("Probability of the end token", "probability at the true end"),
+    "stopped": ("Answers that end by themselves", "share of answers"),
+    "repeated": ("Longest repeat in answers", "share of tokens"),
+    "entropy": ("Entropy of answers", "nats per token"),
+}  # what monitors log, without its prefix
+
 
 def curve_pictures(logs: _LOGS) -> list[Picture]:
     """A picture for each curve that has two points at least in one run; none for the others."""
@@ -131,9 +145,9 @@ def _watched(logs: _LOGS) -> list[Curve]:
     keys = dict.fromkeys(key for log in logs.values() for line in log for key in line if key.startswith("monitor/"))
     found = []
     for key in keys:
-        words = key.removeprefix("monitor/").replace("_", " ").replace("/", ", ")
-        name = key.replace("/", "-")
-        found.append(Curve(name, f"Watched: {words}", words, (_Line(key, ""),), log=True))
+        name = key.removeprefix("monitor/")
+        title, unit = _WATCHED.get(name, (name.replace("_", " "), name.replace("_", " ")))
+        found.append(Curve(key.replace("/", "-"), f"Watched: {title}", unit, (_Line(key, ""),), zero=True))
     return found
 
 
