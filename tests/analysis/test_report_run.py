@@ -331,9 +331,16 @@ def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
         report_page([tmp_path])
 
 
-def test_speed_leaves_evaluations_out() -> None:
-    speeds = [line["tokens_per_second"] for line in curves.with_speed(log_lines(40)) if "tokens_per_second" in line]
-    assert speeds == pytest.approx([1000.0] * 39)
+def test_speed_leaves_evaluations_and_monitors_out() -> None:
+    lines = log_lines(40)
+    monitors = {"step": 20, "monitor/accuracy": 0.5}
+    after = [line for line in lines if line["step"] > 20]
+    at = len(lines) - len(after)
+    watched = [*lines[:at], monitors | {"elapsed": lines[at - 1]["elapsed"] + 3}]
+    watched += [line | {"elapsed": line["elapsed"] + 3} for line in after]
+    for log in (lines, watched):
+        speeds = [line["tokens_per_second"] for line in curves.with_speed(log) if "tokens_per_second" in line]
+        assert speeds == pytest.approx([1000.0] * 39)
 
 
 def test_smoothing_keeps_lines_and_levels() -> None:

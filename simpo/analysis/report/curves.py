@@ -112,17 +112,22 @@ def curve_pictures(logs: _LOGS) -> list[Picture]:
 
 def with_speed(log: Sequence[Line]) -> list[Line]:
     """The log with `tokens_per_second` in every line of training but the first: tokens since the line before it, by
-    the seconds of training since then, without those of evaluations."""
+    the seconds of training since then. Evaluations say how long they took; what else is logged at a step that was
+    logged already, as by monitors, took the time since."""
     found: list[Line] = []
     before: tuple[float, float] | None = None
-    evaluating = 0.0
+    other, last = 0.0, (-1, 0.0)
     for line in log:
-        evaluating += number(line.get("eval_runtime")) or 0.0
         tokens, elapsed = number(line.get("num_tokens")), number(line.get("elapsed"))
         if tokens is not None and elapsed is not None and "loss" in line:
-            if before is not None and tokens > before[0] and elapsed - before[1] > evaluating:
-                line = {**line, "tokens_per_second": (tokens - before[0]) / (elapsed - before[1] - evaluating)}
-            before, evaluating = (tokens, elapsed), 0.0
+            if before is not None and tokens > before[0] and elapsed - before[1] > other:
+                line = {**line, "tokens_per_second": (tokens - before[0]) / (elapsed - before[1] - other)}
+            before, other = (tokens, elapsed), 0.0
+        elif (runtime := number(line.get("eval_runtime"))) is not None:
+            other += runtime
+        elif elapsed is not None and line["step"] == last[0]:
+            other += elapsed - last[1]
+        last = (line["step"], last[1] if elapsed is None else elapsed)
         found.append(line)
     return found
 
