@@ -278,9 +278,9 @@ def test_numbers_of_monitors_are_drawn(make: Make) -> None:
         {"step": step, "monitor/chosen_drop": step / 10, "monitor/own_idea": 1.0 / step, "monitor/entropy": "x"}
         for step in (1, 2, 5)
     ]
-    known, unknown = of_kind(report_page([make("run", lines)]), "Training", Picture)
-    assert known.title == "Watched: Fall of chosen log-probs: 0.1 to 0.5" and known.name == "monitor-chosen_drop.png"
-    assert unknown.title == "Watched: own idea: 1 to 0.2"
+    known, unknown = of_kind(report_page([make("run", lines)]), "Monitors", Picture)
+    assert known.title == "Fall of chosen log-probs: 0.1 to 0.5" and known.name == "monitor-chosen_drop.png"
+    assert unknown.title == "Own idea: 1 to 0.2"
 
 
 def test_several_runs_side_by_side(make: Make, tmp_path: Path) -> None:

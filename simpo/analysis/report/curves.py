@@ -85,8 +85,8 @@ CURVES = (
 _WATCHED = {
     "logps/chosen": ("Log-prob of chosen", "nats per token"),
     "logps/rejected": ("Log-prob of rejected", "nats per token"),
-    "chosen_drop": ("Fall of chosen log-probs", "nats per token since the start"),
-    "margin_gain": ("Margin gained", "nats per token since the start"),
+    "chosen_drop": ("Fall of chosen log-probs", "nats per token since step 0"),
+    "margin_gain": ("Margin gained", "nats per token since step 0"),
     "drop_per_margin": ("Fall by margin gained", "fall / gain"),
     "chosen_fell": ("Pairs whose chosen log-prob fell", "share of pairs"),
     "accuracy": ("Accuracy on the fixed pairs", "share of pairs"),
@@ -98,14 +98,27 @@ _WATCHED = {
 
 
 def curve_pictures(logs: _LOGS) -> list[Picture]:
-    """A picture for each curve that has two points at least in one run; none for the others."""
-    lines = {name: with_speed(log) for name, log in logs.items()}
-    curves = [*CURVES, *_watched(lines)]
-    if len(lines) > 1:
+    """Training: a picture for each curve that has two points at least in one run; none for the others."""
+    return _pictures(CURVES, {name: with_speed(log) for name, log in logs.items()})
+
+
+def watched_pictures(logs: _LOGS) -> list[Picture]:
+    """The same of what monitors logged."""
+    keys = dict.fromkeys(key for log in logs.values() for line in log for key in line if key.startswith("monitor/"))
+    found = []
+    for key in keys:
+        name = key.removeprefix("monitor/")
+        title, unit = _WATCHED.get(name, (name.replace("_", " ").capitalize(), name.replace("_", " ")))
+        found.append(Curve(key.replace("/", "-"), title, unit, (_Line(key, ""),), zero=True))
+    return _pictures(found, logs)
+
+
+def _pictures(curves: Sequence[Curve], logs: _LOGS) -> list[Picture]:
+    if len(logs) > 1:
         curves = [part for curve in curves for part in _one_by_one(curve)]
-    drawn = [(curve, points) for curve in curves if (points := _points(curve, lines))]
+    drawn = [(curve, points) for curve in curves if (points := _points(curve, logs))]
     return [
-        picture(partial(_draw, curve, points, list(lines)), f"{curve.name}.png", _caption(curve, points))
+        picture(partial(_draw, curve, points, list(logs)), f"{curve.name}.png", _caption(curve, points))
         for curve, points in drawn
     ]
 
@@ -143,17 +156,6 @@ def smoothed(values: Sequence[float] | np.ndarray, *, log: bool = False) -> np.n
 
 def _is_steep(values: np.ndarray) -> bool:
     return bool(values.min() > 0 and values.max() > _STEEP * np.median(values))
-
-
-def _watched(logs: _LOGS) -> list[Curve]:
-    """What monitors logged, a picture each."""
-    keys = dict.fromkeys(key for log in logs.values() for line in log for key in line if key.startswith("monitor/"))
-    found = []
-    for key in keys:
-        name = key.removeprefix("monitor/")
-        title, unit = _WATCHED.get(name, (name.replace("_", " "), name.replace("_", " ")))
-        found.append(Curve(key.replace("/", "-"), f"Watched: {title}", unit, (_Line(key, ""),), zero=True))
-    return found
 
 
 def _one_by_one(curve: Curve) -> list[Curve]:
@@ -230,8 +232,9 @@ def _scales(axes: Any, curve: Curve, values: Sequence[float]) -> None:
         zero_line(axes)
     if curve.log and _is_steep(np.array(values)):
         axes.set_yscale("log")
-    elif high - low < 1e-9 * max(abs(high), 1e-9):  # equal values: an axis of a digit after many zeros says nothing
-        axes.set_ylim(low - 0.1 * max(abs(low), 1e-9), high + 0.1 * max(abs(high), 1e-9))
+    elif high - low <= 1e-9 * abs(high):  # equal values: an axis that magnifies nothing
+        margin = 0.1 * abs(high) or 0.1
+        axes.set_ylim(low - margin, high + margin)
 
 
 def _title(curve: Curve, points: _Drawn, several: bool) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from simpo.analysis.report.before_after import figures, samples
 from simpo.analysis.report.blocks import Block, Files, Page, Section, Table, Text
-from simpo.analysis.report.curves import curve_pictures
+from simpo.analysis.report.curves import curve_pictures, watched_pictures
 from simpo.analysis.report.drawing import NO_PICTURES, can_draw
 from simpo.analysis.report.page import write_page
 from simpo.analysis.report.run_files import RunFiles, names_of, number, read_run
@@ -66,6 +66,7 @@ def report_page(folders: Sequence[str | Path], beside: str | Path = ".") -> Page
         Section("Warnings", _warnings(runs)),
         Section("Training", _training(runs)),
         Section("Evaluation", _evaluation(runs)),
+        Section("Monitors", watched_pictures({name: run.log for name, run in runs.items()}) if can_draw() else []),
         Section("Before and after", figures(runs)),
         Section("Samples", samples(runs)),
         *([] if several else [Section("Settings", _settings(read[0]))]),
