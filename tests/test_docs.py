@@ -48,7 +48,7 @@ ON_POLICY: dict[str, type[Any]] = {
     "annotate": AnnotateSettings,
     "binarize": BinarizeSettings,
 }
-WITHOUT_SETTINGS = ("compare", "chat")
+WITHOUT_SETTINGS = ("compare", "chat", "report")
 # Files that the text invents for the reader's own.
 INVENTED = {
     "my-machine.yaml": "per_device_train_batch_size: 4\n",

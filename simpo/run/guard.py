@@ -1,6 +1,7 @@
 """The guard rails of a run: `simpo.settings.lint` with what is known once its data are read."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from simpo.audit.findings import Finding
 from simpo.audit.inspect import problems_of
 from simpo.errors import ConfigError, DataError
 from simpo.flops import linear_parameters
-from simpo.settings import Advice, RunFacts, RunSettings, lint, strict_problems
+from simpo.settings import Advice, RunFacts, RunSettings, lint, recommended, strict_problems
 
 
 def guard_rails(
@@ -59,6 +60,15 @@ def stop_on_problems(findings: Iterable[Finding], advice: Iterable[Advice], *, s
         raise DataError("\n".join(filter(None, (of_data, of_settings))))
     if of_settings:
         raise ConfigError(of_settings)
+
+
+def told_before(settings: RunSettings, advice: Sequence[Advice], data_warnings: Sequence[str]) -> dict[str, Any]:
+    """What a run was told before it started, for its manifest: recommended values, advice, and warnings of its data."""
+    return {
+        "recommended": recommended(settings),
+        "advice": [asdict(one) for one in advice],
+        "data_warnings": [warning.removeprefix("! ") for warning in data_warnings],
+    }
 
 
 def about_parameters(config: Any) -> int | None:

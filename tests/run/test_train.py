@@ -41,6 +41,11 @@ def test_a_run_leaves_everything(make_config, tmp_path, capsys) -> None:
     batch = manifest["effective_batch"]
     assert (batch["pairs_per_step"], batch["devices"], batch["micro_batches_per_device"]) == (8, 1, 2)
     assert manifest["packages"]["torch"] == torch.__version__
+    assert manifest["recommended"]["gamma_beta_ratio"] == {"chosen": 0.3, "recommended": "0 to 1, starting at 0.5"}
+    assert "small_model" in [advice["name"] for advice in manifest["advice"]] and manifest["data_warnings"] is not None
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    times = [line["elapsed"] for line in lines]
+    assert times == sorted(times) and times[0] > 0 and all(0 < line["memory_gib"] < 1000 for line in lines)
     assert "<|im_start|>" in manifest["rendered_example"]
     assert manifest["first_pairs"][0]["chosen_ids"] and manifest["data"]["train"]["kept"] == 24
     tokenizer = AutoTokenizer.from_pretrained(out)
