@@ -89,6 +89,8 @@ def _run(
     _begin(settings)
     check_engine(args)
     checkpoint, folder_note = choose_checkpoint(args, resume_from_checkpoint, overwrite, dry_run)
+    if not dry_run:
+        check_writable(args.output_dir or "")
     inputs = _read_inputs(settings, audit=audit, strict=strict)
     warnings = inputs.warnings
     if dry_run:
@@ -103,7 +105,6 @@ def _run(
     PartialState().wait_for_everyone()  # every process has looked at the folder before one writes into it
     if overwrite and checkpoint is None and PartialState().is_main_process:
         remove_earlier_run(args.output_dir or "")
-    check_writable(args.output_dir or "")
     _train(trainer, settings, reports, plan, checkpoint, interruption)
 
 

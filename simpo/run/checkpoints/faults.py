@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,18 +18,18 @@ _NO_ROOM = 32 << 20  # bytes; a failed write on a disk with less was out of room
 
 
 def check_writable(folder: str | Path) -> None:
-    """Write and remove a small file, so that a run does not find out at its first checkpoint.
+    """Write a small file where a run will write, so that it does not find out at its first checkpoint; nothing is left.
 
     Raises:
-        ConfigError: the folder cannot be made or written.
+        ConfigError: the folder, or where it is to be made, cannot be written.
     """
     if not PartialState().is_main_process:
         return
-    probe = Path(folder) / ".writable"
+    path = Path(folder).absolute()
     try:
-        probe.parent.mkdir(parents=True, exist_ok=True)
-        probe.write_text("x")
-        probe.unlink()
+        existing = next(parent for parent in (path, *path.parents) if parent.exists())
+        with tempfile.TemporaryFile(dir=existing) as file:
+            file.write(b"x")
     except OSError as error:
         raise ConfigError(f"output_dir: {folder} cannot be written: {error.strerror or error}") from error
 

@@ -93,6 +93,8 @@ def _run(
     set_seed(args.seed)
     check_engine(args)
     checkpoint, notes = choose_checkpoint(args, resume_from_checkpoint, overwrite, dry_run)
+    if not dry_run:
+        check_writable(args.output_dir or "")
     hub: dict[str, Any] = {
         "revision": settings.model.model_revision,
         "trust_remote_code": settings.model.trust_remote_code,
@@ -116,7 +118,6 @@ def _run(
     PartialState().wait_for_everyone()  # every process has looked at the folder before one writes into it
     if overwrite and checkpoint is None and PartialState().is_main_process:
         remove_earlier_run(args.output_dir or "")
-    check_writable(args.output_dir or "")
     _train(trainer, settings, reports, checkpoint, interruption)
 
 
