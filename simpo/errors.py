@@ -2,7 +2,13 @@
 
 
 class SimPOError(Exception):
-    """Base of every error that this package raises on purpose; the command line prints it without a traceback."""
+    """Base of every error that this package raises on purpose; the command line prints it without a traceback.
+
+    Attributes:
+        exit_code: what the command line ends with.
+    """
+
+    exit_code = 2
 
 
 class ConfigError(SimPOError, ValueError):
@@ -23,3 +29,9 @@ class StoreError(SimPOError):
 
 class EngineError(SimPOError):
     """No response can be sampled: servers do not answer or refuse every request, or an engine is not installed."""
+
+
+class Interrupted(SimPOError):
+    """A signal ended a run in order; the same command goes on with it. The code is EX_TEMPFAIL of sysexits.h."""
+
+    exit_code = 75

@@ -16,13 +16,12 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
-from datasets import Dataset
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import nn
 from transformers.utils.hub import cached_file, extract_commit_hash
 
-from simpo.data.schema import TOKEN_COLUMNS
+from simpo.data.fingerprint import rows_fingerprint
 from simpo.errors import ConfigError
 from simpo.packing import PackedDataset
 
@@ -116,24 +115,11 @@ def cache_key(*, policy: str, pairs: Any, dtype: torch.dtype, mismatched: Mappin
         code.update((Path(__file__).parent / name).read_bytes())
     return {
         "policy": policy,
-        "pairs": pairs_fingerprint(pairs),
+        "pairs": rows_fingerprint(pairs),
         "dtype": str(dtype).removeprefix("torch."),
         "mismatched": mismatched,
         "code": code.hexdigest()[:16],
     }
-
-
-def pairs_fingerprint(pairs: Any) -> str:
-    """Hash of all token ids of a tokenised data set."""
-    digest = hashlib.blake2b(digest_size=16)
-    if not isinstance(pairs, Dataset):
-        pairs = Dataset.from_list([{key: list(pair[key]) for key in TOKEN_COLUMNS} for pair in pairs])
-    for table in pairs.select_columns(list(TOKEN_COLUMNS)).with_format("arrow").iter(batch_size=10_000):
-        for key in TOKEN_COLUMNS:
-            column = table[key].combine_chunks()
-            digest.update(np.asarray(column.value_lengths(), dtype=np.int64).tobytes())
-            digest.update(np.asarray(column.flatten(), dtype=np.int64).tobytes())
-    return digest.hexdigest()
 
 
 def policy_fingerprint(

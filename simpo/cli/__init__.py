@@ -25,7 +25,7 @@ from simpo.cli import (
     train,
 )
 from simpo.cli.words import Flag, Verbs, split_overrides
-from simpo.errors import ConfigError, SimPOError
+from simpo.errors import ConfigError, Interrupted, SimPOError
 from simpo.redact import redact_text
 
 
@@ -61,7 +61,7 @@ VERBS: dict[str, Verb] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a verb; 0 when it succeeded, 2 after an error that the user can correct."""
+    """Run a verb; 0 when it succeeded, 2 after an error that the user can correct, 75 to be started again."""
     words = list(sys.argv[1:] if argv is None else argv)
     overrides: list[str] = []
     if words and words[0] in VERBS:
@@ -71,13 +71,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     run: Callable[[argparse.Namespace, list[str]], None] = args.run
     try:
         run(args, overrides)
+    except Interrupted as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(error, file=sys.stderr)
+        return error.exit_code
     except SimPOError as error:
         rank = os.environ.get("RANK", "0")
         # A mistake in the settings is the same on every process: one of them says it.
         if rank == "0" or not isinstance(error, ConfigError):
             said = redact_text(str(error))
             print(f"error: {said}" if rank == "0" else f"error (process {rank}): {said}", file=sys.stderr)
-        return 2
+        return error.exit_code
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

@@ -1,24 +1,17 @@
-"""The output folder: what may be written where, which checkpoint a run goes on from, and whether it is its own."""
+"""The output folder: what may be written where, and which checkpoints are there."""
 
 import json
-import logging
 import shutil
 from pathlib import Path
-from typing import Any
 
-from accelerate import PartialState
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-
-from simpo.errors import ConfigError, ModelError
+from simpo.errors import ConfigError
+from simpo.run.checkpoints.seal import IDENTITY
 from simpo.run.logfile import LOG_FILE
-
-logger = logging.getLogger(__name__)
 
 MANIFEST = "run_manifest.json"
 SETTINGS = "settings.yaml"
 REPORT = "report.html"
 _LOG_FOLDERS = ("runs", "logs", "wandb")
-IDENTITY = "run_identity.json"  # written into a checkpoint last: its presence says that the checkpoint is whole
 
 
 def checkpoints(output_dir: str | Path) -> list[Path]:
@@ -112,55 +105,3 @@ def discard_weights(output_dir: str | Path) -> None:
     for pattern in ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin*"):
         for path in Path(output_dir).glob(pattern):
             path.unlink(missing_ok=True)
-
-
-def check_identity(checkpoint: Path, identity: dict[str, Any]) -> None:
-    """Refuse to go on from the checkpoint of another run.
-
-    Raises:
-        ModelError: with every setting that differs.
-    """
-    file = checkpoint / IDENTITY
-    if not file.is_file():
-        logger.warning("%s does not say which run wrote it; its settings cannot be compared", checkpoint)
-        return
-    saved = json.loads(file.read_text())
-    now = json.loads(json.dumps(identity))  # the same types as in the file
-    differences = [
-        f"{key}: {saved.get(key)!r} there, {now.get(key)!r} here"
-        for key in sorted(saved.keys() | now.keys())
-        if saved.get(key) != now.get(key)
-    ]
-    if differences:
-        raise ModelError(
-            f"{checkpoint} belongs to another run:\n  "
-            + "\n  ".join(differences)
-            + "\nUse the settings it was written with, or start afresh in another output_dir"
-        )
-
-
-class CheckpointCallback(TrainerCallback):
-    """Marks every checkpoint, once it is whole, with the settings that fix the run's trajectory; then drops old ones.
-
-    transformers deletes old checkpoints before anyone can say that the new one is whole, so its own limit is not used.
-
-    Args:
-        identity: from `run_identity`.
-        limit: whole checkpoints to keep besides the best one; None keeps all.
-    """
-
-    def __init__(self, identity: dict[str, Any], limit: int | None = None) -> None:
-        self.identity = identity
-        self.limit = limit
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Called by transformers after a checkpoint was written."""
-        PartialState().wait_for_everyone()  # the other processes may still be writing their part
-        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-        if state.is_world_process_zero and folder.is_dir():
-            (folder / IDENTITY).write_text(json.dumps(self.identity, indent=2, sort_keys=True))
-            if self.limit is not None:
-                best = Path(state.best_model_checkpoint).name if state.best_model_checkpoint else ""
-                for old in checkpoints(folder.parent)[: -max(1, self.limit)]:
-                    if old.name != best:
-                        shutil.rmtree(old)

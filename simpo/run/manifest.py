@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments
 from simpo.batching import PlanSummary
 from simpo.config import ModelSettings, PreferenceConfig
 from simpo.data.config import DataConfig
+from simpo.data.fingerprint import rows_fingerprint
 from simpo.data.schema import TOKEN_COLUMNS
 from simpo.redact import redact, redact_command, without_secrets
 from simpo.run.folder import MANIFEST, SETTINGS
@@ -69,7 +70,7 @@ class AnySettings(Protocol):
 def run_identity(settings: RunSettings, tokenizer: PreTrainedTokenizerBase, pairs: Any) -> dict[str, Any]:
     """What must agree between a checkpoint and the run that goes on from it."""
     identity = identity_of(settings, tokenizer, _IDENTITY) | settings.training.objective_settings
-    return identity | {"train_pairs": len(pairs), "train_pairs_hash": rows_hash(pairs)}
+    return identity | {"train_pairs": len(pairs), "train_pairs_hash": rows_fingerprint(pairs)}
 
 
 def identity_of(settings: AnySettings, tokenizer: PreTrainedTokenizerBase, keys: tuple[str, ...]) -> dict[str, Any]:
@@ -89,12 +90,6 @@ def identity_of(settings: AnySettings, tokenizer: PreTrainedTokenizerBase, keys:
         "chat_template": text_hash(tokenizer.chat_template),
     }
     return identity
-
-
-def rows_hash(data: Any, columns: tuple[str, ...] = TOKEN_COLUMNS, sample: int = 256) -> str | None:
-    """Hash of tokenised rows, taken from up to `sample` of them, evenly spread."""
-    rows = range(0, len(data), max(1, len(data) // sample))
-    return text_hash(json.dumps([[list(map(int, data[row][column])) for column in columns] for row in rows]))
 
 
 def text_hash(text: Any) -> str | None:

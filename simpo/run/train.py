@@ -1,22 +1,19 @@
 """One training run, from settings to a finished folder."""
 
 import dataclasses
-import json
 import logging
 import os
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
-import torch
 import transformers
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 from datasets import Dataset
 from transformers import (
     PretrainedConfig,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
     TrainingArguments,
@@ -35,11 +32,15 @@ from simpo.initial_policy import named_sets
 from simpo.model import load_model_config, load_tokenizer, master_dtype
 from simpo.objectives import OBJECTIVES
 from simpo.run.card import model_card
-from simpo.run.folder import REPORT, CheckpointCallback, check_identity, find_checkpoint, remove_earlier_run
+from simpo.run.checkpoints.faults import check_writable
+from simpo.run.checkpoints.resume import choose_checkpoint
+from simpo.run.checkpoints.training import train_safely
+from simpo.run.export import export_model, push_folder
+from simpo.run.folder import remove_earlier_run
 from simpo.run.guard import guard_rails, stop_on_problems, told_before
+from simpo.run.interrupt import Interruption, interruptible
 from simpo.run.logfile import LogFile
 from simpo.run.manifest import build_manifest, run_identity, write_manifest, write_settings
-from simpo.run.pickles import check_pickles
 from simpo.run.plan import model_line, plan_lines
 from simpo.settings import Advice, RunSettings
 from simpo.trainer import PreferenceTrainer
@@ -68,12 +69,28 @@ def run_training(
         strict: stop at warnings too, of these checks and of the guard rails.
 
     Raises:
+        Interrupted: a signal ended it; the same call goes on.
         SimPOError: what is wrong, where, and what to write instead.
     """
+    with interruptible() as interruption:
+        _run(settings, interruption, dry_run, overwrite, resume_from_checkpoint, audit, strict)
+
+
+def _run(
+    settings: RunSettings,
+    interruption: Interruption,
+    dry_run: bool,
+    overwrite: bool,
+    resume_from_checkpoint: str | bool | None,
+    audit: bool,
+    strict: bool,
+) -> None:
     args = settings.training
     _begin(settings)
     check_engine(args)
     checkpoint, folder_note = choose_checkpoint(args, resume_from_checkpoint, overwrite, dry_run)
+    if not dry_run:
+        check_writable(args.output_dir or "")
     inputs = _read_inputs(settings, audit=audit, strict=strict)
     warnings = inputs.warnings
     if dry_run:
@@ -88,7 +105,7 @@ def run_training(
     PartialState().wait_for_everyone()  # every process has looked at the folder before one writes into it
     if overwrite and checkpoint is None and PartialState().is_main_process:
         remove_earlier_run(args.output_dir or "")
-    _train(trainer, settings, inputs, reports, plan, checkpoint)
+    _train(trainer, settings, inputs, reports, plan, checkpoint, interruption)
 
 
 def run_reference(settings: RunSettings) -> None:
@@ -186,19 +203,6 @@ def check_engine(args: TrainingArguments) -> None:
         )
 
 
-def choose_checkpoint(
-    args: TrainingArguments, resume: str | bool | None, overwrite: bool, dry_run: bool
-) -> tuple[Path | None, list[str]]:
-    """The checkpoint to go on from. A dry run only notes what would stop the run here."""
-    try:
-        checkpoint = find_checkpoint(args.output_dir or "", resume, overwrite=overwrite)
-    except ConfigError as error:
-        if not dry_run:
-            raise
-        return None, [f"! {error}"]
-    return checkpoint, [f"goes on from {checkpoint}"] if checkpoint else []
-
-
 def quiet_libraries(args: TrainingArguments) -> None:
     """Library messages by `log_level`; ours at info on the main process."""
     level = args.get_process_log_level()
@@ -290,16 +294,11 @@ def _train(
     reports: Iterable[TokenizeReport],
     plan: PlanSummary,
     checkpoint: Path | None,
+    interruption: Interruption,
 ) -> None:
     args, tokenizer = settings.training, trainer.processing_class
     assert isinstance(tokenizer, PreTrainedTokenizerBase)
     identity = run_identity(settings, tokenizer, trainer.train_dataset)
-    if checkpoint is not None:
-        check_identity(checkpoint, identity)
-        check_pickles(checkpoint)
-        say(f"Going on from {checkpoint}")
-    limit, args.save_total_limit = args.save_total_limit, None
-    trainer.add_callback(CheckpointCallback(identity, limit))
     trainer.add_callback(LogFile())
     manifest = build_manifest(
         settings,
@@ -313,9 +312,10 @@ def _train(
     )
     manifest |= told_before(settings, inputs.advice, inputs.warnings)
     if trainer.is_world_process_zero():
-        write_manifest(str(args.output_dir), manifest)
         write_settings(str(args.output_dir), settings.resolved)
-    result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    result = train_safely(
+        trainer, identity=identity, checkpoint=checkpoint, manifest=manifest, interruption=interruption
+    )
     metrics = dict(result.metrics, train_pairs=_pairs(trainer.train_dataset))
     trainer.log_metrics("train", metrics)
     trainer.save_metrics("train", metrics)
@@ -335,57 +335,6 @@ def _train(
     trainer.accelerator.wait_for_everyone()  # no process closes its connections while another still writes
     say(f"Done: {args.output_dir}")
     trainer.accelerator.end_training()
-
-
-def push_folder(trainer: Trainer, folder: str, message: str = "Model trained with SimPO") -> None:
-    """Upload the finished folder, without its checkpoints, and without what quotes the data: report and samples."""
-    # not Trainer.push_to_hub, which would write the float32 masters and a card of its own over what is there
-    from huggingface_hub import upload_folder
-
-    upload_folder(
-        repo_id=str(trainer.hub_model_id),
-        folder_path=folder,
-        commit_message=message,
-        token=trainer.args.hub_token,
-        ignore_patterns=["checkpoint-*", REPORT, "monitor/*"],
-    )
-
-
-def export_model(trainer: Trainer, folder: str) -> None:
-    """Write the trained model where `from_pretrained` and vLLM find it, in one place; every process must call it.
-
-    Weights are gathered from all shards. A run that computes in 16 bits leaves 16-bit weights; its float32 masters stay
-    in the checkpoints. An adapter is left as an adapter that names its base.
-    """
-    accelerator, args = trainer.accelerator, trainer.args
-    if accelerator.distributed_type == DistributedType.FSDP:
-        accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
-    model = accelerator.unwrap_model(trainer.model_wrapped)
-    compute = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else None
-    if hasattr(model, "config"):
-        model.config.use_cache = True  # off while activations were recomputed; users generate with it
-    if not isinstance(model, PreTrainedModel) or compute is None:
-        trainer.save_model(folder, _internal_call=True)  # the whole folder is pushed at the end, if at all
-        return
-    state = accelerator.get_state_dict(trainer.model_wrapped)
-    if trainer.is_world_process_zero():
-        tied = getattr(model, "all_tied_weights_keys", None) or {}
-        kept = {name: value for name, value in state.items() if name not in tied}
-        model.save_pretrained(folder, state_dict={name: _in_16_bits(value, compute) for name, value in kept.items()})
-        _record_dtype(Path(folder) / "config.json", compute)
-        cast(PreTrainedTokenizerBase, trainer.processing_class).save_pretrained(folder)
-    accelerator.wait_for_everyone()
-
-
-def _in_16_bits(value: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    return value.to("cpu", dtype) if value.is_floating_point() else value.cpu()
-
-
-def _record_dtype(config_file: Path, dtype: torch.dtype) -> None:
-    # save_pretrained records the dtype of the weights in memory, which are the float32 masters
-    config: dict[str, Any] = json.loads(config_file.read_text())
-    config["dtype"] = str(dtype).removeprefix("torch.")
-    config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def _pairs(dataset: Any) -> int:

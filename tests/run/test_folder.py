@@ -6,13 +6,13 @@ import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from simpo.errors import ConfigError, ModelError
+from simpo.run.checkpoints.callback import CheckpointCallback
+from simpo.run.checkpoints.resume import check_identity
+from simpo.run.checkpoints.seal import IDENTITY
 from simpo.run.folder import (
-    IDENTITY,
     MANIFEST,
     REPORT,
     SETTINGS,
-    CheckpointCallback,
-    check_identity,
     checkpoints,
     find_checkpoint,
     remove_earlier_run,

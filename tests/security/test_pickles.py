@@ -20,7 +20,7 @@ from simpo.errors import DataError, ModelError, SimPOError, StoreError
 from simpo.evals.judges.costs import PRICES
 from simpo.onpolicy.recipe import read_recipe
 from simpo.reference import ReferenceCache
-from simpo.run.pickles import check_pickles
+from simpo.run.checkpoints.pickles import check_pickles
 from simpo.settings import read_settings
 from simpo.settings.entries import read_overrides
 from simpo.store import Store

@@ -19,21 +19,23 @@ from simpo.audit.inspect import SAMPLE_ROWS, sample_rows
 from simpo.data.chat import inspect_template, own_template, resolve_chat_template
 from simpo.data.dialogue_ids import DialogueOptions, DialogueReport, tokenize_dialogues
 from simpo.data.dialogues import load_dialogues
+from simpo.data.fingerprint import rows_fingerprint
 from simpo.errors import ConfigError
 from simpo.model import load_causal_lm, load_model_config, load_tokenizer, master_dtype
-from simpo.run.folder import CheckpointCallback, check_identity, remove_earlier_run
-from simpo.run.manifest import identity_of, rows_hash, shared_manifest, write_manifest
-from simpo.run.pickles import check_pickles
+from simpo.run.checkpoints.faults import check_writable
+from simpo.run.checkpoints.resume import choose_checkpoint
+from simpo.run.checkpoints.training import train_safely
+from simpo.run.export import export_model, push_folder
+from simpo.run.folder import remove_earlier_run
+from simpo.run.interrupt import Interruption, interruptible
+from simpo.run.manifest import identity_of, shared_manifest, write_manifest
 from simpo.run.plan import model_line
 from simpo.run.sft.config import SFTSettings
 from simpo.run.sft.plan import packs_of, plan_lines, sft_card
 from simpo.run.sft.settings import SFTRunSettings
 from simpo.run.train import (
     check_engine,
-    choose_checkpoint,
     engine_name,
-    export_model,
-    push_folder,
     quiet_libraries,
     say,
 )
@@ -78,13 +80,27 @@ def run_sft(
             interrupted run in the output folder where there is one.
 
     Raises:
+        Interrupted: a signal ended it; the same call goes on.
         SimPOError: what is wrong, where, and what to write instead.
     """
+    with interruptible() as interruption:
+        _run(settings, interruption, dry_run, overwrite, resume_from_checkpoint)
+
+
+def _run(
+    settings: SFTRunSettings,
+    interruption: Interruption,
+    dry_run: bool,
+    overwrite: bool,
+    resume_from_checkpoint: str | bool | None,
+) -> None:
     args = settings.training
     quiet_libraries(args)
     set_seed(args.seed)
     check_engine(args)
     checkpoint, notes = choose_checkpoint(args, resume_from_checkpoint, overwrite, dry_run)
+    if not dry_run:
+        check_writable(args.output_dir or "")
     hub: dict[str, Any] = {
         "revision": settings.model.model_revision,
         "trust_remote_code": settings.model.trust_remote_code,
@@ -108,7 +124,7 @@ def run_sft(
     PartialState().wait_for_everyone()  # every process has looked at the folder before one writes into it
     if overwrite and checkpoint is None and PartialState().is_main_process:
         remove_earlier_run(args.output_dir or "")
-    _train(trainer, settings, reports, checkpoint)
+    _train(trainer, settings, reports, checkpoint, interruption)
 
 
 def _options(args: SFTSettings) -> DialogueOptions:
@@ -255,21 +271,21 @@ def _print_plan(
     say("\n".join([*lines, *(notes or [])]))
 
 
-def _train(trainer: Any, settings: SFTRunSettings, reports: list[DialogueReport], checkpoint: Path | None) -> None:
+def _train(
+    trainer: Any,
+    settings: SFTRunSettings,
+    reports: list[DialogueReport],
+    checkpoint: Path | None,
+    interruption: Interruption,
+) -> None:
     args, tokenizer, folder = settings.training, trainer.processing_class, str(settings.training.output_dir)
     rows = {"train_rows": len(trainer.train_dataset)}
     identity = identity_of(settings, tokenizer, _IDENTITY) | rows
-    identity |= {"stage": "sft", "train_rows_hash": rows_hash(trainer.train_dataset, ("input_ids", "labels"))}
-    if checkpoint is not None:
-        check_identity(checkpoint, identity)
-        check_pickles(checkpoint)
-        say(f"Going on from {checkpoint}")
-    limit, trainer.args.save_total_limit = args.save_total_limit, None
-    trainer.add_callback(CheckpointCallback(identity, limit))
+    identity |= {"stage": "sft", "train_rows_hash": rows_fingerprint(trainer.train_dataset, ("input_ids", "labels"))}
     manifest = _manifest(trainer, settings, reports, checkpoint)
-    if trainer.is_world_process_zero():
-        write_manifest(folder, manifest)
-    result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    result = train_safely(
+        trainer, identity=identity, checkpoint=checkpoint, manifest=manifest, interruption=interruption
+    )
     metrics: dict[str, float] = result.metrics | rows
     trainer.log_metrics("train", metrics)
     trainer.save_metrics("train", metrics)

@@ -1,0 +1,56 @@
+"""Keeps the checkpoints of a run: seals each one, then drops old ones."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from simpo.run.checkpoints.seal import seal, unseal
+from simpo.run.folder import checkpoints
+
+
+class CheckpointCallback(TrainerCallback):
+    """Seals every checkpoint with the settings that fix the run's trajectory; then drops old ones.
+
+    transformers deletes old checkpoints before anyone can say that the new one is whole, so its own limit is not used.
+
+    Args:
+        identity: from `run_identity`.
+        limit: whole checkpoints to keep besides the best one; None keeps all.
+    """
+
+    def __init__(self, identity: dict[str, Any], limit: int | None = None) -> None:
+        self.identity = identity
+        self.limit = limit
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Remove what an earlier attempt began to write behind the step at which this one begins."""
+        if state.is_world_process_zero:
+            for path in Path(str(args.output_dir)).glob("checkpoint-*"):
+                step = path.name.removeprefix("checkpoint-")
+                if step.isdigit() and int(step) > state.global_step and path not in checkpoints(path.parent):
+                    shutil.rmtree(path)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """A checkpoint that is about to be written again is no longer whole."""
+        if control.should_save and state.is_world_process_zero:
+            unseal(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Called by transformers after a checkpoint was written."""
+        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+        seal(folder, self.identity)
+        if state.is_world_process_zero and self.limit is not None:
+            best = Path(state.best_model_checkpoint).name if state.best_model_checkpoint else ""
+            for old in checkpoints(folder.parent)[: -max(1, self.limit)]:
+                if old.name != best:
+                    remove_checkpoint(old)
+
+
+def remove_checkpoint(folder: Path) -> None:
+    """Remove a checkpoint so that a crash in between does not leave a part of it that looks whole."""
+    unseal(folder)
+    shutil.rmtree(folder)

@@ -1,0 +1,64 @@
+"""A training that survives: checkpoints that are whole, signals, full disks, another number of processes."""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import Trainer
+
+from simpo.run.checkpoints.callback import CheckpointCallback
+from simpo.run.checkpoints.faults import saving_into
+from simpo.run.checkpoints.pickles import check_pickles
+from simpo.run.checkpoints.resume import check_identity
+from simpo.run.checkpoints.universal import load_on_any_number
+from simpo.run.interrupt import Interruption
+from simpo.run.manifest import write_manifest
+
+
+def train_safely(
+    trainer: Trainer,
+    *,
+    identity: dict[str, Any],
+    checkpoint: Path | None,
+    manifest: dict[str, Any],
+    interruption: Interruption,
+) -> Any:
+    """Train from a checkpoint, or from the start, to the end; every process must call it.
+
+    Args:
+        trainer: ready to train.
+        identity: what must agree between a checkpoint and the run that goes on from it.
+        checkpoint: from `choose_checkpoint`.
+        manifest: of the run; it is written before, and when a signal ends the training.
+        interruption: from `interruptible`.
+
+    Returns:
+        transformers' `TrainOutput`.
+
+    Raises:
+        ModelError: the checkpoint is that of another run, or holds code.
+        StoreError: a checkpoint could not be written.
+        Interrupted: a signal ended the training, with a checkpoint.
+    """
+    args = trainer.args
+    folder = str(args.output_dir)
+    if checkpoint is not None:
+        check_identity(checkpoint, identity)
+        check_pickles(checkpoint)
+        note = load_on_any_number(trainer, checkpoint)
+        _say(trainer, f"Going on from {checkpoint}" + (f"; {note}" if note else ""))
+    limit, args.save_total_limit = args.save_total_limit, None  # ours knows which ones are whole
+    trainer.add_callback(CheckpointCallback(identity, limit))
+    trainer.add_callback(interruption)
+    if trainer.is_world_process_zero():
+        write_manifest(folder, manifest)
+    with saving_into(folder):
+        result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if interruption.stopped and trainer.is_world_process_zero():
+        write_manifest(folder, manifest | {"status": "interrupted"})
+    interruption.raise_if_stopped(folder, trainer.state.global_step)
+    return result
+
+
+def _say(trainer: Trainer, text: str) -> None:
+    if trainer.is_world_process_zero():
+        print(text, flush=True)

@@ -1,0 +1,86 @@
+"""SIGTERM and SIGUSR1, which schedulers send before they take a machine away: save, stop, say "start me again"."""
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from accelerate.utils import reduce
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from simpo.errors import Interrupted
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+
+class Interruption(TrainerCallback):
+    """Ends the training after the step in which any process got a signal, with a checkpoint.
+
+    All processes agree after every step, which costs one reduction of one number.
+
+    Attributes:
+        stopped: the training was ended so, and its checkpoint is written.
+    """
+
+    def __init__(self) -> None:
+        self.stopped = False
+        self._received: str | None = None
+        self._training = False
+        self._process = os.getpid()
+
+    def receive(self, number: int, frame: Any = None) -> None:
+        """The signals' handler. What has no step to wait for is left at once."""
+        if os.getpid() != self._process:  # a worker of a loader, which ends with its parent
+            return
+        self._received = signal.Signals(number).name
+        if not self._training:
+            raise Interrupted(f"stopped by {self._received}; the same command goes on with this run")
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """From here on, steps are waited for."""
+        self._training = True
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Save and stop where a process got a signal; an evaluation that is due comes after the next start."""
+        flag = torch.tensor(float(self._received is not None), device=args.device)
+        if float(reduce(flag, "sum")):
+            control.should_save = control.should_training_stop = self.stopped = True
+            control.should_evaluate = False
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """What follows can be done again."""
+        self._training = False
+
+    def raise_if_stopped(self, folder: str, step: int) -> None:
+        """Leave, once the manifest says that the run was interrupted; every process must call it.
+
+        Raises:
+            Interrupted: the training was ended by a signal.
+        """
+        if self.stopped:
+            raise Interrupted(
+                f"stopped by {self._received or 'a signal to another process'} after step {step}; "
+                f"the same command goes on from {folder}/checkpoint-{step}"
+            )
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[Interruption]:
+    """Let the two signals end what runs in this block in order; the handlers of before come back afterwards."""
+    interruption = Interruption()
+    if threading.current_thread() is not threading.main_thread():  # only the main thread can have handlers
+        yield interruption
+        return
+    before = {number: signal.signal(number, interruption.receive) for number in SIGNALS}
+    try:
+        yield interruption
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,96 @@
+"""Signals of schedulers: save, stop, exit with 75; the same command goes on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from simpo import cli
+from simpo.errors import Interrupted
+from simpo.run import run_training
+from simpo.run.interrupt import interruptible
+from simpo.run.logfile import LogFile
+from simpo.settings import read_settings
+from tests.launching import environment
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (one, other))
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_saves_and_stops(make_config, tmp_path, monkeypatch, capsys, number) -> None:
+    run_training(read_settings(make_config(output_dir=str(tmp_path / "whole"))))
+    on_log, sent = LogFile.on_log, []
+
+    def log(self, args, state, control, **kwargs):
+        on_log(self, args, state, control, **kwargs)
+        if state.global_step == 2 and not sent:
+            sent.append(number)
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(LogFile, "on_log", log)
+    before, out = signal.getsignal(number), tmp_path / "out"
+    config = str(make_config(eval_strategy="steps", eval_steps=1))
+    assert cli.main(["train", config]) == 75
+    assert f"stopped by {number.name} after step 3" in capsys.readouterr().err  # it came when step 2 had ended
+    assert json.loads((out / "run_manifest.json").read_text())["status"] == "interrupted"
+    assert (out / "checkpoint-3" / "run_identity.json").is_file() and not (out / "model.safetensors").exists()
+    assert signal.getsignal(number) == before
+    assert cli.main(["train", config]) == 0
+    assert "Going on from" in capsys.readouterr().out and same_weights(out, tmp_path / "whole")
+    steps = [json.loads(line)["step"] for line in (out / "log.jsonl").read_text().splitlines() if '"grad_norm"' in line]
+    assert steps == sorted(set(steps))
+
+
+def test_before_the_first_step_there_is_nothing_to_wait_for() -> None:
+    with pytest.raises(Interrupted, match="stopped by SIGUSR1"), interruptible():
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+
+def test_workers_of_loaders_are_left_alone() -> None:
+    with interruptible():
+        pid = os.fork()
+        if pid == 0:
+            os.kill(os.getpid(), signal.SIGUSR1)
+            os.kill(os.getpid(), signal.SIGTERM)
+            os._exit(7)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+
+
+@pytest.mark.multiprocess
+def test_a_signal_to_one_of_two_processes_stops_both(make_config, tmp_path) -> None:
+    """And a signal to torchrun, which passes it on where it is told to."""
+    config = make_config(num_train_epochs=60)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [*launcher, "-m", "simpo.cli", "train", str(config)]
+    extra = {"PET_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "60"}
+    log = tmp_path / "out" / "log.jsonl"
+    reached = 0
+    for to_launcher in (False, True):
+        with (tmp_path / "printed").open("w") as printed:
+            process = subprocess.Popen(command, env=environment() | extra, stdout=printed, stderr=subprocess.STDOUT)
+            while not log.exists() or len(log.read_text().splitlines()) <= reached + 2:
+                assert process.poll() is None, (tmp_path / "printed").read_text()
+                time.sleep(0.02)
+            os.kill(process.pid if to_launcher else worker_of(process.pid), signal.SIGUSR1)
+            assert process.wait(timeout=120) != 0
+        assert json.loads((tmp_path / "out" / "run_manifest.json").read_text())["status"] == "interrupted"
+        step = max(int(path.parent.name[11:]) for path in (tmp_path / "out").glob("checkpoint-*/run_identity.json"))
+        assert reached < step < 180
+        reached = len(log.read_text().splitlines())
+    assert "stopped by SIGUSR1 after step" in (tmp_path / "printed").read_text()
+
+
+def worker_of(launcher: int) -> int:
+    import psutil
+
+    return psutil.Process(launcher).children()[-1].pid

@@ -1,0 +1,121 @@
+"""A checkpoint is whole or is passed over; nothing that is good is lost."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from transformers import TrainerControl, TrainerState, TrainingArguments
+
+from simpo.errors import ModelError
+from simpo.run.checkpoints import callback
+from simpo.run.checkpoints.callback import CheckpointCallback, remove_checkpoint
+from simpo.run.checkpoints.resume import check_identity, choose_checkpoint
+from simpo.run.checkpoints.seal import FILES, IDENTITY, damages, seal
+from simpo.run.folder import MANIFEST, checkpoints
+
+NAMES = ("model.safetensors", "trainer_state.json", "global_step5/zero_pp_rank_1_mp_rank_00_optim_states.pt")
+
+
+@pytest.fixture
+def args(tmp_path: Path) -> TrainingArguments:
+    (tmp_path / MANIFEST).write_text(json.dumps({"status": "running"}))
+    return TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+
+
+def checkpoint(folder: Path, step: int) -> Path:
+    path = folder / f"checkpoint-{step}"
+    for name in NAMES:
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_bytes(os.urandom(1000))
+    seal(path, {"beta": 2.0})
+    return path
+
+
+def test_what_was_written_is_undamaged(tmp_path: Path) -> None:
+    path = checkpoint(tmp_path, 5)
+    assert set(json.loads((path / FILES).read_text())) == set(NAMES)
+    assert damages(path) == []
+    check_identity(path, {"beta": 2.0})
+    (path / "notes.txt").write_text("added later")  # such as a converted checkpoint
+    assert damages(path) == []
+    (path / FILES).unlink()  # written by a version without the list
+    assert damages(path) == []
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[500] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES = [
+    (lambda path: os.truncate(path / NAMES[0], 400), "model.safetensors has 400 bytes in place of 1,000"),
+    (lambda path: flip(path / NAMES[0]), "model.safetensors holds other bytes than were written"),
+    (lambda path: (path / NAMES[2]).unlink(), "zero_pp_rank_1_mp_rank_00_optim_states.pt is missing"),
+    (lambda path: (path / FILES).write_text('{"model.saf'), f"{FILES} cannot be read"),
+    (lambda path: (path / FILES).write_text('{"model.safetensors": 3}'), f"{FILES} cannot be read"),
+]
+
+
+@pytest.mark.parametrize(("harm", "words"), DAMAGES)
+def test_a_damaged_checkpoint_is_passed_over_and_kept_aside(tmp_path: Path, args, harm, words) -> None:
+    earlier, later = checkpoint(tmp_path, 4), checkpoint(tmp_path, 8)
+    harm(later)
+    assert choose_checkpoint(args, None, False, dry_run=True)[0] == earlier
+    assert later.is_dir()  # a dry run changes nothing
+    found, notes = choose_checkpoint(args, None, False, dry_run=False)
+    assert found == earlier and words in notes[0] and "checkpoint-8 is damaged" in notes[0]
+    assert not later.exists() and (tmp_path / "checkpoint-8.damaged" / NAMES[1]).is_file()
+    assert choose_checkpoint(args, None, False, dry_run=False) == (earlier, [f"goes on from {earlier}"])
+
+
+def test_no_undamaged_checkpoint_stops_before_anything_is_written(tmp_path: Path, args) -> None:
+    only = checkpoint(tmp_path, 4)
+    flip(only / NAMES[0])
+    with pytest.raises(ModelError, match=r"checkpoint-4: model.safetensors holds other bytes .* --overwrite"):
+        choose_checkpoint(args, None, False, dry_run=False)
+    assert only.is_dir()  # for whoever has a copy of the file
+    assert choose_checkpoint(args, None, False, dry_run=True)[1][0].startswith("! no undamaged checkpoint")
+
+
+def test_a_checkpoint_by_name_is_not_replaced_by_another(tmp_path: Path, args) -> None:
+    checkpoint(tmp_path, 4)
+    named = checkpoint(tmp_path, 8)
+    flip(named / NAMES[1])
+    with pytest.raises(ModelError, match=r"checkpoint-8: trainer_state\.json holds other bytes"):
+        choose_checkpoint(args, str(named), False, dry_run=False)
+
+
+def test_a_checkpoint_that_is_being_removed_looks_cut_short(tmp_path: Path, monkeypatch) -> None:
+    """A crash between the first file that goes and the last."""
+    old, new = checkpoint(tmp_path, 4), checkpoint(tmp_path, 8)
+
+    def crash(path: Path) -> None:
+        (path / NAMES[0]).unlink()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(callback.shutil, "rmtree", crash)
+    with pytest.raises(KeyboardInterrupt):
+        remove_checkpoint(old)
+    assert checkpoints(tmp_path) == [new]
+
+
+def test_what_an_earlier_attempt_began_to_write_goes(tmp_path: Path, args) -> None:
+    whole, begun = checkpoint(tmp_path, 4), checkpoint(tmp_path, 8)
+    (begun / IDENTITY).unlink()
+    state = TrainerState(global_step=4, is_world_process_zero=True)
+    keeper = CheckpointCallback({"beta": 2.0})
+    keeper.on_train_begin(args, state, TrainerControl())
+    assert whole.is_dir() and not begun.exists()
+
+
+def test_a_checkpoint_that_is_written_again_is_not_whole_meanwhile(tmp_path: Path, args) -> None:
+    path = checkpoint(tmp_path, 4)
+    keeper, state = CheckpointCallback({"beta": 2.0}), TrainerState(global_step=4, is_world_process_zero=True)
+    keeper.on_step_end(args, state, TrainerControl(should_save=False))
+    assert checkpoints(tmp_path) == [path]
+    keeper.on_step_end(args, state, TrainerControl(should_save=True))
+    assert checkpoints(tmp_path) == []
+    keeper.on_save(args, state, TrainerControl())
+    assert checkpoints(tmp_path) == [path] and damages(path) == []
