@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from simpo.errors import ConfigError
 from simpo.objectives import OBJECTIVES, all_knobs
+from simpo.redact import secret_in
 
 
 class Problem(NamedTuple):
@@ -219,4 +220,14 @@ def check_url(setting: str, url: str) -> None:
     if parts.username or parts.password:
         raise ConfigError(
             f"{setting}: holds a password; put the key into an environment variable and name it in api_key_env"
+        )
+
+
+def check_no_secrets(setting: str, value: Any) -> None:
+    """Raise ConfigError where a mapping that files of a run will hold holds a token, key or password."""
+    found = secret_in(value)
+    if found:
+        raise ConfigError(
+            f"{setting}: {found} is a secret, and settings are written down with what they made; put it into an "
+            "environment variable (api_key_env names that of a server; HF_TOKEN is the hub's)"
         )

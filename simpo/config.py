@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import os
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, Self, cast
 
 import torch
 from accelerate.utils import DynamoBackend
@@ -27,6 +27,7 @@ from simpo.checks import find_problems
 from simpo.data.config import DataConfig
 from simpo.errors import ConfigError
 from simpo.objectives import OBJECTIVES
+from simpo.redact import redact, without_secrets
 
 __all__ = ["DataConfig", "ModelSettings", "PreferenceConfig", "SimPOConfig", "defaults_of"]
 
@@ -227,6 +228,20 @@ class PreferenceConfig(TrainingArguments):
                 f"model_init_kwargs: {self.model_init_kwargs!r} is not a mapping; write {{name: value}} or JSON"
             )
         self._settle_batch(accumulation)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As transformers', which trackers write down, without secrets in nested settings either."""
+        return cast(dict[str, Any], redact(super().to_dict()))
+
+    def __getstate__(self) -> dict[str, Any]:
+        # transformers pickles its arguments beside every saved model
+        return cast(dict[str, Any], without_secrets(vars(self)))
+
+    def __copy__(self) -> Self:
+        # nothing is written then: copies keep all
+        other = object.__new__(type(self))
+        vars(other).update(vars(self))
+        return other
 
     def _settle_names(self) -> None:
         for old, new in (

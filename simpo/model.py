@@ -20,6 +20,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from simpo.errors import ConfigError, ModelError
 from simpo.forward import check_head, check_model_config, install_packed_forward
+from simpo.weights import check_weights, loading_hint, say_remote_code
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,8 @@ def load_tokenizer(
     Raises:
         ModelError: it cannot be loaded.
     """
+    if trust_remote_code:
+        say_remote_code(name_or_path, revision)
     try:
         return AutoTokenizer.from_pretrained(
             name_or_path, revision=revision or "main", trust_remote_code=trust_remote_code
@@ -48,6 +51,8 @@ def load_model_config(
     Raises:
         ModelError: it cannot be loaded, or names an architecture that packs cannot serve.
     """
+    if trust_remote_code:
+        say_remote_code(name_or_path, revision)
     try:
         config = AutoConfig.from_pretrained(
             name_or_path, revision=revision or "main", trust_remote_code=trust_remote_code
@@ -117,8 +122,9 @@ def load_causal_lm(
     """Load a causal language model of an architecture that packs can serve, with a generation config that can be saved.
 
     Raises:
-        ModelError: it cannot be loaded or cannot serve packs.
+        ModelError: it cannot be loaded, its weights are no safetensors, or it cannot serve packs.
     """
+    check_weights(name_or_path, revision, model_init_kwargs)
     load_model_config(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
     if quantization_config is not None and not is_deepspeed_zero3_enabled():
         model_init_kwargs.setdefault("device_map", {"": _local_device()})
@@ -129,10 +135,11 @@ def load_causal_lm(
             revision=revision or "main",
             trust_remote_code=trust_remote_code,
             quantization_config=quantization_config,
-            **model_init_kwargs,
+            **(model_init_kwargs | {"use_safetensors": True}),
         )
     except (OSError, ValueError, ImportError) as error:
-        raise ModelError(f"cannot load a model from {name_or_path!r}: {_cause(name_or_path, error)}") from error
+        cause = _cause(name_or_path, error)
+        raise ModelError(f"cannot load a model from {name_or_path!r}: {cause}") from error
     _mend_generation_config(model)
     return model
 
@@ -157,12 +164,12 @@ def _local_device() -> Any:
 
 def _cause(name_or_path: str, error: Exception) -> str:
     """What a failed load says in a line; of a path that is not there, that it is not there."""
-    path = Path(name_or_path).expanduser()
+    path, reason = Path(name_or_path).expanduser(), _first_line(error) + loading_hint(name_or_path, error)
     if path.exists():
-        return _first_line(error)
+        return reason
     if path.is_absolute() or name_or_path.startswith(".") or len(path.parts) > 2:  # no name on the hub
         return f"no such directory (looked for {path.absolute()})"
-    return f"no directory of that name here, and not loaded from the hub: {_first_line(error)}"
+    return f"no directory of that name here, and not loaded from the hub: {reason}"
 
 
 def _first_line(error: Exception) -> str:

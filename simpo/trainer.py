@@ -9,6 +9,7 @@ import contextlib
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.utils.data import DataLoader
 from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import EvalLoopOutput, denumpify_detensorize
 
 from simpo.batching import PlanSummary, StepSampler
@@ -313,6 +315,11 @@ class PreferenceTrainer(Trainer):
                 self.accelerator.sync_gradients = last
                 total += super().training_step(model, pack, num_items_in_batch)
         return total
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """As transformers', less its pickle of the arguments, which nobody reads: settings stand in the manifest."""
+        super()._save(output_dir, state_dict)
+        Path(str(output_dir or self.args.output_dir), TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
     def _estimate_kl(self, model: nn.Module, packs: Iterable[PackedBatch]) -> Tensor:
         """KL(pi || ref) in nats, at least 0, from the mismatched pairs of a whole step over all ranks."""

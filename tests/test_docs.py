@@ -34,7 +34,13 @@ from simpo.settings.flat import read_flat
 from simpo.sweep.space import check_candidates, read_space
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "CHANGELOG.md",
+    ROOT / "SECURITY.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 HH = ROOT.parent / "shared" / "data" / "hh_harmless_train.jsonl.gz"
 # Verbs with settings of their own -> their dataclass.
 ON_POLICY: dict[str, type[Any]] = {

@@ -1,7 +1,7 @@
 """Guard rails: each rule fires where it should, not beside it, nor on what is shipped; its fix silences it."""
 
-import json
-import re
+import random
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +11,14 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig
 
-from simpo import PreferenceConfig, cli
-from simpo.audit.inspect import check_sample
+from simpo import PreferenceConfig
 from simpo.config import DataConfig, ModelSettings
-from simpo.data.load import load_mix
-from simpo.errors import ConfigError, DataError
-from simpo.model import load_tokenizer
-from simpo.run import run_training
+from simpo.errors import ConfigError
 from simpo.run.guard import about_parameters
-from simpo.settings import RunFacts, lint, read_settings, stop_on_warnings
+from simpo.settings import Advice, RunFacts, lint, read_settings, strict_problems
 from simpo.settings.case import SMALL
 from simpo.settings.fieldtypes import field_types
-from simpo.settings.rules import LONG_RUN, RULES
+from simpo.settings.rules import RULES
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "training_configs"
@@ -87,7 +83,13 @@ PLANTED: dict[str, tuple[dict[str, Any], tuple[dict[str, Any], ...]]] = {
     "no_evaluation": ({"eval_pairs": 0}, ({"eval_pairs": 1}, {"eval_pairs": None})),
     "no_checkpoints": (
         {"save_strategy": "no", "train_pairs": 201 * 128},
-        ({"save_strategy": "steps"}, {"train_pairs": 200 * 128}, {"max_steps": 200}, {"train_pairs": None}),
+        (
+            {"save_strategy": "steps", "save_steps": 200},
+            {"save_strategy": "epoch"},
+            {"train_pairs": 200 * 128},
+            {"max_steps": 200},
+            {"train_pairs": None},
+        ),
     ),
     "small_model": (
         {"parameters": SMALL - 1, "learning_rate": 2e-4},
@@ -106,6 +108,20 @@ def fired(tmp_path: Path, **given: Any) -> dict[str, Any]:
         parts[field_types()[key].owner][key] = value
     built = [part(**own) for part, own in parts.items()]
     return {advice.name: advice for advice in lint(*built, RunFacts(**facts))}
+
+
+def followed(values: dict[str, Any], advice: Iterable[Advice]) -> dict[str, Any]:
+    """Settings of a file once every line of advice is followed, with what stands behind `#`."""
+    values = dict(values)
+    for one in advice:
+        line, _, more = one.fix.partition("  # ")
+        values |= yaml.safe_load(line) or {}
+        word, _, rest = more.partition(" ")
+        if word == "with":
+            values |= yaml.safe_load(rest)
+        if word == "without":
+            values.pop(rest.rpartition(" ")[2], None)
+    return values
 
 
 def test_good_settings_are_left_alone(tmp_path: Path) -> None:
@@ -129,11 +145,10 @@ def test_a_rule_fires_on_its_case_and_on_no_neighbour(name: str, tmp_path: Path)
 @pytest.mark.parametrize("name", sorted(set(PLANTED) - {"small_model"}))
 def test_the_fix_is_a_line_of_yaml_that_helps(name: str, tmp_path: Path) -> None:
     advice = fired(tmp_path, **PLANTED[name][0])[name]
-    fix = yaml.safe_load(advice.fix)
-    ((key, value),) = fix.items()
-    value = field_types()[key].fit(value, None)
+    ((key, value),) = yaml.safe_load(advice.fix).items()
+    field_types()[key].fit(value, None)
     # whether anything is held out is a fact; the line makes it so
-    given = PLANTED[name][0] | {key: value} | ({"eval_pairs": 1} if key == "test_size" else {})
+    given = followed(PLANTED[name][0], [advice]) | ({"eval_pairs": 1} if key == "test_size" else {})
     assert name not in fired(tmp_path, **given)
     assert key == advice.setting and "{" not in advice.message
     assert advice.lines()[0].startswith("!" if advice.level == "warning" else "-") and advice.fix in advice.lines()[1]
@@ -164,10 +179,81 @@ def test_the_line_for_the_batch_says_what_would_contradict_it(tmp_path: Path) ->
     assert "total_train_batch_size" not in fired(tmp_path, **values)
 
 
-def test_the_line_for_checkpoints_leads_to_some(tmp_path: Path) -> None:
-    fix = fired(tmp_path, **PLANTED["no_checkpoints"][0])["no_checkpoints"].fix
-    args = PreferenceConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False)
-    assert fix.endswith(f"save_steps: {LONG_RUN}; {args.save_steps:g} otherwise")
+@pytest.mark.parametrize(
+    ("save_steps", "told"), [(200, False), (299, False), (0.5, False), (300, True), (10_000, True)]
+)
+def test_a_distance_that_is_never_reached_is_none(save_steps: float, told: bool, tmp_path: Path) -> None:
+    run = {"save_strategy": "steps", "save_steps": save_steps, "max_steps": 300}
+    found = fired(tmp_path, **run)
+    assert ("no_checkpoints" in found) == told
+    if told:
+        assert "before the end of 300 steps" in found["no_checkpoints"].message
+        assert "no_checkpoints" not in fired(tmp_path, **run | yaml.safe_load(found["no_checkpoints"].fix))
+        best = {"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": save_steps}
+        assert "no_checkpoints" not in fired(tmp_path, **run | best)  # a line of ours would contradict eval_steps
+
+
+# Settings that rules are about, some of them wrong, alone and together; what is absent is not written.
+WRITTEN: dict[str, list[Any]] = {
+    "learning_rate": [1e-7, 1e-6, 2e-6, 3e-6, 1e-5, 6e-5, 1e-3],
+    "total_train_batch_size": [None, 1, 32, 128, 256],
+    "gradient_accumulation_steps": [None, 4],
+    "per_device_train_batch_size": [None, 2],
+    "beta": [None, 0.1, 0.5, 1.0, 2.0, 10.0],
+    "gamma": [None, None, 0.0, 0.5, 1.6, 30.0],
+    "gamma_beta_ratio": [None, 0.5, 5.0],
+    "objective": [None, None, "dpo"],
+    "sft_weight": [None, 0.1],
+    "use_peft": [None, True],
+    "dtype": [None, "bfloat16"],
+    "model_init_kwargs": [None, {"dtype": "float16"}],
+    "max_length": [600, 1024, 2048, 8192],
+    "truncation": [None, "drop"],
+    "tokenization": [None, "paper"],
+    "model_name_or_path": ["org/model", "google/gemma-2-9b-it"],
+    "dataset_mixer": [{"org/ultrafeedback_binarized": 1.0}, {"org/gsm8k": 1.0}],
+    "save_strategy": [None, "no", "steps", "epoch"],
+    "save_steps": [None, 0.5, 100, 10_000],
+    "max_steps": [None, 201, 5000],
+}
+FACTS: dict[str, list[Any]] = {
+    "parameters": [None, LARGE, LITTLE],
+    "context": [None, 512, 768, 4096],
+    "train_pairs": [None, 1000, 60_000],
+    "lengths": [None, LENGTHS, np.full(1000, 200), np.full(1000, 1500), LENGTHS * 5],
+}
+
+
+def test_following_all_advice_leaves_no_warning(tmp_path: Path) -> None:
+    draw = random.Random(0)
+    path = tmp_path / "run.yaml"
+    fires = set()
+
+    def advice_on(values: dict[str, Any], facts: RunFacts) -> Any:
+        path.write_text(yaml.safe_dump(values))
+        run = read_settings(path)
+        return lint(run.training, run.model, run.data, facts)
+
+    tried = 0
+    while tried < 150:
+        values = {key: draw.choice(choices) for key, choices in WRITTEN.items()}
+        values = {key: value for key, value in values.items() if value is not None}
+        values |= {"output_dir": str(tmp_path / "out"), "use_cpu": True, "bf16": False}
+        facts = RunFacts(**{key: draw.choice(choices) for key, choices in FACTS.items()})
+        try:
+            advice = advice_on(values, facts)
+        except ConfigError:  # settings that contradict each other are not run at all
+            continue
+        tried += 1
+        fires |= {one.name for one in advice}
+        values = followed(values, advice)
+        advice = advice_on(values, facts)
+        assert [one for one in advice if one.level == "warning"] == [], values
+        for _ in range(2):  # a note can follow from other data or another rate; it comes to rest too
+            values = followed(values, advice)
+            advice = advice_on(values, facts)
+        assert {one.name for one in advice} <= {"small_model"}, values
+    assert fires == set(PLANTED) - {"no_evaluation"}
 
 
 def test_names_of_own_folders_say_nothing_of_answers(tmp_path: Path) -> None:
@@ -183,8 +269,12 @@ def test_what_cannot_be_read_is_dropped(tmp_path: Path) -> None:
     case = {"lengths": LENGTHS, "max_length": 512, "max_prompt_length": 256}
     assert fired(tmp_path, **case)["max_length_cuts"].fix == "max_length: 1024"  # the 99th percentile, rounded up
     assert "49% of the pairs" in fired(tmp_path, **case)["max_length_cuts"].message
-    assert fired(tmp_path, **case, context=768)["max_length_cuts"].fix == "max_length: 768"
-    assert fired(tmp_path, **case, context=512)["max_length_cuts"].fix == "truncation: drop"
+    assert fired(tmp_path, **case, context=950)["max_length_cuts"].fix == "max_length: 950"  # 5% are cut
+    for context in (768, 512):  # 23% and 49% would still be cut
+        assert fired(tmp_path, **case, context=context)["max_length_cuts"].fix == "truncation: drop"
+    for context in (950, 768, 512):
+        fix = yaml.safe_load(fired(tmp_path, **case, context=context)["max_length_cuts"].fix)
+        assert "max_length_cuts" not in fired(tmp_path, **case | fix, context=context)
 
 
 def test_a_folder_is_judged_by_its_architecture(tmp_path: Path) -> None:
@@ -237,7 +327,7 @@ def test_no_shipped_recipe_warns(recipe: Path) -> None:
         advice = lint(run.training, run.model, run.data, facts)
         expected = NOTES.get(recipe.stem, set()) | ({"sft_weight_chat"} if run.training.sft_weight else set())
         assert {one.name for one in advice} == expected, objective
-        stop_on_warnings(advice)
+        assert strict_problems(advice) == ""
 
 
 @pytest.mark.parametrize("name", PUBLISHED_DPO)
@@ -271,106 +361,6 @@ def test_sizes_are_about_right(tiny_dir: str) -> None:
     assert about_parameters(MixtralConfig()) is None  # experts: not counted, and judged as a large model
 
 
-# --- in a run ---------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def config(golden: Any, tiny_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """config(**settings) -> path of a YAML of a run whose weights must not be read."""
-
-    def read(*_: Any, **__: Any) -> None:
-        raise AssertionError("weights were read")
-
-    monkeypatch.setattr("simpo.run.train.PreferenceTrainer", read)
-    for name, copies in (("train", 3), ("test", 1)):
-        rows = [json.dumps(row).replace("?", f" ({n})?") for n in range(copies) for row in golden["rows"]]
-        (tmp_path / f"{name}.jsonl").write_text("\n".join(rows) + "\n")
-
-    def make(**settings: Any) -> str:
-        values = {
-            "model_name_or_path": tiny_dir, "output_dir": str(tmp_path / "out"), "use_cpu": True, "bf16": False,
-            "dataset_mixer": {str(tmp_path / "train.jsonl"): 1.0}, "max_length": 512, "max_prompt_length": 400,
-            "eval_dataset_mixer": {str(tmp_path / "test.jsonl"): 1.0}, "total_train_batch_size": 8,
-        }  # fmt: skip
-        path = tmp_path / "run.yaml"
-        path.write_text(yaml.safe_dump(values | settings))
-        return str(path)
-
-    return make
-
-
-def test_the_plan_shows_what_is_known(config: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    run_training(read_settings(config(beta=0.1, gamma_beta_ratio=5.0)), dry_run=True)
-    printed = capsys.readouterr().out
-    assert "  ! beta: 0.1 (recommended 2 to 10)\n" in printed and "    total_train_batch_size: 8 (" in printed
-    shown = printed.partition("\nGuard rails\n")[2]
-    assert re.search(r"^  ! beta_low: 0\.1 .*\n      write beta: 2\.0   \(SimPO repository", shown, re.MULTILINE)
-    assert "  ! gamma_beta_ratio_high: the loss asks for answers that differ by 5 nats" in shown
-    assert "  - small_model: tiny has about 35" in shown
-    run_training(read_settings(config(total_train_batch_size=128, eval_dataset_mixer=None)), dry_run=True)
-    shown = capsys.readouterr().out.partition("\nGuard rails\n")[2].partition("\n!")[0]  # "!" alone: of the data
-    assert shown.startswith("  - ") and "  - no_evaluation" in shown and "  ! " not in shown
-
-
-def test_strict_stops_before_weights_are_read(config: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    path = config(beta=0.1, gamma_beta_ratio=5.0)
-    assert cli.main(["train", path, "--strict", "--no-audit"]) == 2
-    said = capsys.readouterr().err
-    assert (
-        "the settings raise 2\n" in said
-        and "write beta: 2.0 (SimPO repository" in said
-        and "write gamma_beta_ratio: 0.5" in said
-    )
-    assert cli.main(["train", path, "--strict", "--dry-run", "--no-audit"]) == 2
-    assert cli.main(["train", path, "--dry-run"]) == 0
-    with pytest.raises(AssertionError, match="weights were read"):
-        run_training(read_settings(config()), strict=True, audit=False)  # notes do not stop
-
-
-def test_strict_counts_warnings_about_data(config: Any) -> None:
-    settings = read_settings(config())
-    run_training(settings, dry_run=True)  # some of its pairs stand twice
-    with pytest.raises(DataError, match=r"duplicate_pairs \(train\).*--strict counts warnings as errors"):
-        run_training(settings, dry_run=True, strict=True)
-
-
-@pytest.mark.parametrize("truncation", ["cut", "drop"])
-def test_lengths_are_those_before_anything_is_cut(config: Any, tiny_dir: str, truncation: str) -> None:
-    def lengths(**settings: Any) -> Any:
-        run = read_settings(config(**settings))
-        train, evaluation, _ = load_mix(run.data, seed=0)
-        tokenizer = load_tokenizer(tiny_dir)
-        found = check_sample(train, evaluation, tokenizer, tokenizer.chat_template, run.training).lengths
-        assert run.training.max_length == settings["max_length"]
-        return found
-
-    whole = lengths(max_length=2000)
-    bound = int(np.percentile(whole, 60))
-    cut = lengths(max_length=bound, max_prompt_length=bound // 2, truncation=truncation)
-    assert len(whole) == 24 and cut.tolist() == whole.tolist() and whole.max() > bound
-
-
-def test_pairs_that_are_equal_once_cut_count_as_long(config: Any, tiny_dir: str, tmp_path: Path) -> None:
-    rows = [
-        {"prompt": f"Question {n}?", "chosen": f"{'yes ' * n}one", "rejected": f"{'yes ' * n}two"}
-        for n in (1, 2, 3, 300, 400)
-    ]
-    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    run = read_settings(config(max_length=100, max_prompt_length=50))
-    train, _, _ = load_mix(run.data, seed=0)
-    tokenizer = load_tokenizer(tiny_dir)
-    found = check_sample(train, None, tokenizer, tokenizer.chat_template, run.training).lengths
-    assert found is not None and len(found) == 5 and (found > 100).sum() == 2
-
-
-def test_too_short_a_max_length_is_told_with_one_that_does(config: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    bound = {"max_length": 100, "max_prompt_length": 20}
-    run_training(read_settings(config(**bound)), dry_run=True)
-    (line,) = re.findall(r"write (max_length: \d+)", capsys.readouterr().out)
-    run_training(read_settings(config(**bound | yaml.safe_load(line))), dry_run=True)
-    assert "max_length_cuts" not in capsys.readouterr().out
-
-
 # --- the page ---------------------------------------------------------------------------------------------------
 
 
@@ -386,8 +376,9 @@ def test_the_page_lists_every_rule() -> None:
             assert fix.strip("`") == (rule.fix.format() or "nothing")
 
 
-def test_warnings_stop_with_their_number(tmp_path: Path) -> None:
+def test_warnings_are_told_with_their_number(tmp_path: Path) -> None:
     advice = list(fired(tmp_path, beta=0.1, sft_weight=1.0).values())
-    with pytest.raises(ConfigError, match=r"the settings raise 1\n  beta_low: 0.1"):
-        stop_on_warnings(advice)
-    stop_on_warnings(one for one in advice if one.level == "note")
+    assert strict_problems(advice).startswith(
+        "--strict counts warnings as errors; the settings raise 1\n  beta_low: 0.1"
+    )
+    assert strict_problems(one for one in advice if one.level == "note") == ""

@@ -16,8 +16,8 @@ PACKAGE = ROOT / "simpo"
 
 # From the ground up: a file imports from its own layer or from one below. Folders count as one name.
 LAYERS = (
-    {"errors", "losses", "logps", "attention", "flops", "estimates"},
-    {"batching", "packing", "parity", "metrics", "objectives", "processes"},
+    {"errors", "losses", "logps", "attention", "flops", "estimates", "redact"},
+    {"batching", "packing", "parity", "metrics", "objectives", "processes", "weights"},
     {"checks", "config", "forward", "model", "settings", "data", "reference", "loaders", "scoring", "engines", "store"},
     {"trainer", "initial_policy", "audit", "sampling"},
     {"run"},

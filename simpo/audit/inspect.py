@@ -63,10 +63,16 @@ class InspectOptions:
 
 
 class SampleCheck(NamedTuple):
-    """What the checks before a run say: warnings as lines, and the lengths of the sampled training pairs [N]."""
+    """What the checks before a run say, and the lengths of the sampled training pairs [N]."""
 
-    warnings: Sequence[str] = ()
+    findings: Sequence[Finding] = ()
     lengths: np.ndarray | None = None
+
+    @property
+    def warnings(self) -> list[str]:
+        """Lines for people."""
+        found = (finding for finding in self.findings if finding.level == "warning")
+        return [f"! {finding.where}: {finding.text}: {finding.todo}" for finding in found]
 
 
 @dataclass(frozen=True)
@@ -145,10 +151,8 @@ def check_sample(
     own_template: Any,
     args: PreferenceConfig,
     numbers: np.ndarray | None = None,
-    *,
-    strict: bool = False,
 ) -> SampleCheck:
-    """The checks on a sample of each set, before weights are read.
+    """The checks on a sample of each set, before weights are read; `problems_of` says whether they stop a run.
 
     Args:
         train, evaluation: raw rows, or token ids.
@@ -156,19 +160,13 @@ def check_sample(
         own_template: the model's own.
         args: how rows are tokenised.
         numbers: of the training rows, where some are repeated on purpose.
-        strict: whether warnings count as errors.
-
-    Raises:
-        DataError: a check found an error.
     """
     audits = [audit_set("train", train, tokenizer, args, SAMPLE_ROWS, numbers=numbers).audit]
     if evaluation is not None:
         audits.append(audit_set("eval", evaluation, tokenizer, args, SAMPLE_ROWS).audit)
     findings = all_findings(audits, compare_templates(tokenizer, own_template))
-    stop_on(findings, strict=strict)
-    warnings = [finding for finding in findings if finding.level == "warning"]
-    lengths = uncut_lengths(train.select(sample_rows(train, SAMPLE_ROWS)), tokenizer, args, audits[0])
-    return SampleCheck([f"! {finding.where}: {finding.text}: {finding.todo}" for finding in warnings], lengths)
+    sample = train.select(sample_rows(train, SAMPLE_ROWS))
+    return SampleCheck(findings, uncut_lengths(sample, tokenizer, args, audits[0]))
 
 
 def sample_rows(data: Dataset, limit: int | None) -> range:
@@ -286,12 +284,24 @@ def stop_on(findings: Iterable[Finding], *, strict: bool) -> None:
     Raises:
         DataError: there are errors, or with strict, warnings.
     """
+    text = problems_of(findings, strict=strict)
+    if text:
+        raise DataError(text)
+
+
+def problems_of(findings: Iterable[Finding], *, strict: bool) -> str:
+    """What stops a run, the first with its text and the others by name; "" where nothing does.
+
+    Args:
+        findings: of the checks.
+        strict: whether warnings count as errors.
+    """
     grave = [finding for finding in findings if finding.level == "error" or (strict and finding.level == "warning")]
     if not grave:
-        return
+        return ""
     first = grave[0]
     more = (
         f"; {len(grave) - 1} more: {', '.join(dict.fromkeys(other.where for other in grave[1:]))}" if grave[1:] else ""
     )
     counted = " (--strict counts warnings as errors)" if first.level == "warning" else ""
-    raise DataError(f"{first.where}: {first.text}: {first.todo}{more}{counted}")
+    return f"{first.where}: {first.text}: {first.todo}{more}{counted}"

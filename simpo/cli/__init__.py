@@ -26,6 +26,7 @@ from simpo.cli import (
 )
 from simpo.cli.words import Flag, Verbs, split_overrides
 from simpo.errors import ConfigError, SimPOError
+from simpo.redact import redact_text
 
 
 class Verb(Protocol):
@@ -74,7 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         rank = os.environ.get("RANK", "0")
         # A mistake in the settings is the same on every process: one of them says it.
         if rank == "0" or not isinstance(error, ConfigError):
-            print(f"error: {error}" if rank == "0" else f"error (process {rank}): {error}", file=sys.stderr)
+            said = redact_text(str(error))
+            print(f"error: {said}" if rank == "0" else f"error (process {rank}): {said}", file=sys.stderr)
         return 2
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):

@@ -29,6 +29,7 @@ from transformers import (
 
 from simpo.engines.base import Failure, Request, Result, Sample
 from simpo.errors import ModelError
+from simpo.weights import check_weights, loading_hint
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +61,7 @@ def load_transformers_engine(
     """
     device = own_device() if device is None else torch.device(device)
     wanted = dtype or ("float32" if device.type == "cpu" else "bfloat16")
+    check_weights(name_or_path, revision)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             name_or_path, revision=revision or "main", trust_remote_code=trust_remote_code
@@ -69,9 +71,10 @@ def load_transformers_engine(
             dtype=wanted if wanted == "auto" else getattr(torch, wanted),
             revision=revision or "main",
             trust_remote_code=trust_remote_code,
+            use_safetensors=True,
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0] + loading_hint(name_or_path, error)
         raise ModelError(f"cannot load a model from {name_or_path!r}: {reason}") from error
     return TransformersEngine(cast(Any, model).to(device), tokenizer, batch_size=batch_size)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from simpo.engines.base import FinishReason, Request, Result, Sample
 from simpo.errors import EngineError
+from simpo.weights import check_weights
 
 _LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK")
 
@@ -53,6 +54,7 @@ class VllmEngine:
             raise EngineError(
                 f"engine: vllm needs vLLM ({error}); pip install 'simpo[vllm]', or write engine: transformers"
             ) from error
+        check_weights(name_or_path, revision)
         self._params = SamplingParams
         self._chunk_size = chunk_size
         try:
@@ -62,6 +64,7 @@ class VllmEngine:
                 dtype=dtype or "auto",
                 revision=revision,
                 trust_remote_code=trust_remote_code,
+                load_format="safetensors",
                 max_model_len=max_model_len,
                 # "auto" would take top_k, penalties and the like from the model's generation_config.json
                 generation_config="vllm",

@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 from simpo.errors import ConfigError, DataError
 from simpo.evals.results import Metric, Result, default_folder, model_name, write_result
 from simpo.store import write_whole
+from simpo.weights import check_weights, say_remote_code
 
 LM_EVAL = "0.4.13"
 """The tested release of lm_eval."""
@@ -178,6 +179,10 @@ def _lm_eval() -> tuple[Any, Any]:
         from simpo.sampling.policy import base_model
 
         base = base_model(model, settings.model_revision)
+        if settings.trust_remote_code:
+            say_remote_code(base, settings.model_revision)
+        for name in {base, model}:
+            check_weights(name, settings.model_revision if name == model else None)
         return HFLM(
             pretrained=base,
             **(
@@ -188,6 +193,7 @@ def _lm_eval() -> tuple[Any, Any]:
             dtype=settings.dtype,
             batch_size=settings.batch_size,
             trust_remote_code=settings.trust_remote_code,
+            use_safetensors=True,
             **({"device": settings.device} if settings.device else {}),
         )
 

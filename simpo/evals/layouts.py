@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from simpo.errors import DataError
 
 Row = dict[str, Any]
+_LONGEST = 120  # characters of a name in a path
 
 
 def read_lines(path: str | Path) -> list[Row]:
@@ -118,8 +120,15 @@ def digest_of(rows: Any) -> str:
 
 
 def file_name(name: str) -> str:
-    """A model's name as part of a path: `org/model` becomes `org_model`."""
-    return name.replace("/", "_")
+    """A model's name as part of a path: `org/model` becomes `org_model`. It never leads out of its folder.
+
+    >>> file_name("../../etc"), file_name("..")
+    ('.._.._etc', '__')
+    """
+    plain = re.sub(r"[/\\\x00-\x1f]", "_", name)
+    if not plain.strip("."):
+        return "_" * max(1, len(plain))
+    return plain if len(plain) <= _LONGEST else f"{plain[:_LONGEST]}-{digest_of(name)}"
 
 
 def _text(path: str | Path) -> str:

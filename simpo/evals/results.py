@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from simpo.errors import DataError
+from simpo.redact import redact
 from simpo.store import write_whole
 
 RESULTS_FILE = "results.json"
@@ -59,7 +60,7 @@ def write_result(folder: str | Path, result: Result) -> Path:
     """Write `results.json` into a folder, which is made if missing; returns its path."""
     path = Path(folder) / RESULTS_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, {"format": FORMAT, **asdict(result)})
+    write_whole(path, {"format": FORMAT, **redact(asdict(result))})
     return path
 
 

@@ -1,6 +1,6 @@
 """The guard rails of a run: `simpo.settings.lint` with what is known once its data are read."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -8,8 +8,11 @@ import numpy as np
 from datasets import Dataset
 from transformers import PretrainedConfig
 
+from simpo.audit.findings import Finding
+from simpo.audit.inspect import problems_of
+from simpo.errors import ConfigError, DataError
 from simpo.flops import linear_parameters
-from simpo.settings import Advice, RunFacts, RunSettings, lint, recommended, stop_on_warnings
+from simpo.settings import Advice, RunFacts, RunSettings, lint, recommended, strict_problems
 
 
 def guard_rails(
@@ -18,8 +21,6 @@ def guard_rails(
     train: Dataset,
     evaluation: Dataset | None,
     lengths: np.ndarray | None,
-    *,
-    strict: bool,
 ) -> list[Advice]:
     """What is known to go wrong with a run like this, before weights are read.
 
@@ -28,10 +29,6 @@ def guard_rails(
         config: of its model.
         train, evaluation: rows.
         lengths: tokens of prompt and longer response of a sample [N], before anything is cut; None: not looked at.
-        strict: whether warnings stop the run.
-
-    Raises:
-        ConfigError: with strict, there are warnings.
     """
     text = config.get_text_config()
     facts = RunFacts(
@@ -42,10 +39,27 @@ def guard_rails(
         eval_pairs=0 if evaluation is None else len(evaluation),
         lengths=lengths,
     )
-    advice = lint(settings.training, settings.model, settings.data, facts)
-    if strict:
-        stop_on_warnings(advice)
-    return advice
+    return lint(settings.training, settings.model, settings.data, facts)
+
+
+def stop_on_problems(findings: Iterable[Finding], advice: Iterable[Advice], *, strict: bool) -> None:
+    """Stop a run at what its data and its settings raise, both in one message: who mends one then knows of the other.
+
+    Args:
+        findings: of the checks of a sample of its data.
+        advice: of the guard rails.
+        strict: whether warnings count as errors; otherwise advice stops nothing.
+
+    Raises:
+        DataError: the data are wrong, and maybe the settings too.
+        ConfigError: the settings alone are.
+    """
+    of_data = problems_of(findings, strict=strict)
+    of_settings = strict_problems(advice) if strict else ""
+    if of_data:
+        raise DataError("\n".join(filter(None, (of_data, of_settings))))
+    if of_settings:
+        raise ConfigError(of_settings)
 
 
 def told_before(settings: RunSettings, advice: Sequence[Advice], data_warnings: Sequence[str]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from simpo.batching import PlanSummary
 from simpo.config import ModelSettings, PreferenceConfig
 from simpo.data.config import DataConfig
 from simpo.data.schema import TOKEN_COLUMNS
+from simpo.redact import redact, redact_command, without_secrets
 from simpo.run.folder import MANIFEST, SETTINGS
 from simpo.settings import RunSettings
 
@@ -205,10 +206,10 @@ def shared_manifest(
     return {
         "status": "running",
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": sys.argv,
-        "files": [str(path) for path in settings.files],
+        "command": redact_command(sys.argv),
+        "files": redact([str(path) for path in settings.files]),
         "settings": settings.resolved,
-        "conversions": settings.conversions,
+        "conversions": redact(settings.conversions),
         "engine": engine,
         "master_dtype": master_dtype,
         "resumed_from": str(resumed_from) if resumed_from else None,
@@ -234,8 +235,8 @@ def write_manifest(output_dir: str | Path, manifest: dict[str, Any]) -> None:
 
 
 def settings_text(resolved: Mapping[str, Any]) -> str:
-    """The settings of a run as one YAML file that repeats it; tokens are left out."""
-    kept = {key: value for key, value in resolved.items() if not key.endswith("_token")}
+    """The settings of a run as one YAML file that repeats it; secrets are left out."""
+    kept = without_secrets(resolved)
     text = yaml.safe_dump(kept, sort_keys=False, allow_unicode=True, width=120)
     return text + "".join(f"# {key} is not kept here\n" for key in resolved if key not in kept)
 

@@ -12,6 +12,7 @@ from simpo.objectives import OBJECTIVES
 from simpo.run.manifest import AnySettings, settings_text
 from simpo.settings import Advice, RunSettings, recommendations
 from simpo.settings.oldnames import show
+from simpo.weights import remote_code_line
 
 
 def steps_per_epoch(pairs: int, args: PreferenceConfig) -> int:
@@ -56,6 +57,7 @@ def plan_lines(
     evaluation = ", ".join(f"{name} {pairs:,}" for name, pairs in eval_pairs.items()) or "none"
     rows = [
         ("model", model_line),
+        *remote_code_row(settings),
         ("weights", master_dtype),
         ("objective", _objective(args)),
         ("pairs", f"{train_pairs:,} to train, evaluation: {evaluation}"),
@@ -82,6 +84,14 @@ def plan_lines(
         lines += ["Settings, all files and overrides together"]
         lines += [f"  {line}" for line in settings_text(settings.resolved).splitlines()]
     return lines
+
+
+def remote_code_row(settings: AnySettings) -> list[tuple[str, str]]:
+    """A line of the plan where code that comes with the model is run; none otherwise."""
+    model = settings.model
+    if not model.trust_remote_code:
+        return []
+    return [("code", remote_code_line(str(model.model_name_or_path), model.model_revision))]
 
 
 def _objective(args: PreferenceConfig) -> str:

@@ -36,9 +36,10 @@ from simpo.model import load_model_config, load_tokenizer, master_dtype
 from simpo.objectives import OBJECTIVES
 from simpo.run.card import model_card
 from simpo.run.folder import REPORT, CheckpointCallback, check_identity, find_checkpoint, remove_earlier_run
-from simpo.run.guard import guard_rails, told_before
+from simpo.run.guard import guard_rails, stop_on_problems, told_before
 from simpo.run.logfile import LogFile
 from simpo.run.manifest import build_manifest, run_identity, write_manifest, write_settings
+from simpo.run.pickles import check_pickles
 from simpo.run.plan import model_line, plan_lines
 from simpo.settings import Advice, RunSettings
 from simpo.trainer import PreferenceTrainer
@@ -150,8 +151,9 @@ def _read_inputs(settings: RunSettings, *, audit: bool, strict: bool = False) ->
         train, evaluation, mix = load_mix(settings.data, seed=args.seed)
         look = SampleCheck()
         if audit:
-            look = check_sample(train, evaluation, tokenizer, own_template, args, mix.numbers, strict=strict)
-    advice = guard_rails(settings, config, train, evaluation, look.lengths, strict=strict)
+            look = check_sample(train, evaluation, tokenizer, own_template, args, mix.numbers)
+    advice = guard_rails(settings, config, train, evaluation, look.lengths)
+    stop_on_problems(look.findings, advice, strict=strict)
     return _Inputs(config, tokenizer, train, evaluation, look.warnings, advice)
 
 
@@ -294,6 +296,7 @@ def _train(
     identity = run_identity(settings, tokenizer, trainer.train_dataset)
     if checkpoint is not None:
         check_identity(checkpoint, identity)
+        check_pickles(checkpoint)
         say(f"Going on from {checkpoint}")
     limit, args.save_total_limit = args.save_total_limit, None
     trainer.add_callback(CheckpointCallback(identity, limit))
@@ -371,7 +374,6 @@ def export_model(trainer: Trainer, folder: str) -> None:
         model.save_pretrained(folder, state_dict={name: _in_16_bits(value, compute) for name, value in kept.items()})
         _record_dtype(Path(folder) / "config.json", compute)
         cast(PreTrainedTokenizerBase, trainer.processing_class).save_pretrained(folder)
-        torch.save(args, Path(folder) / "training_args.bin")
     accelerator.wait_for_everyone()
 
 

@@ -12,6 +12,7 @@ from simpo.engines.base import Engine
 from simpo.errors import ConfigError, ModelError
 from simpo.sampling.prompts import Prompt, Renderer
 from simpo.sampling.settings import PolicySettings
+from simpo.weights import loading_hint
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -91,7 +92,7 @@ def _model_config(settings: PolicySettings) -> PretrainedConfig:
             name, revision=revision or "main", trust_remote_code=settings.trust_remote_code
         )
     except (OSError, ValueError, KeyError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0] + loading_hint(name, error)
         raise ModelError(f"cannot load a model config from {name!r}: {reason}") from error
 
 

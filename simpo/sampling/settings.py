@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-from simpo.checks import check_url, is_number
+from simpo.checks import check_no_secrets, check_url, is_number
 from simpo.errors import ConfigError
 from simpo.settings.flat import default_of
 
@@ -121,3 +121,4 @@ class PolicySettings:
             raise ConfigError("server_urls: is missing; write e.g. [http://localhost:8000/v1]")
         for url in self.server_urls:
             check_url("server_urls", url)
+        check_no_secrets("server_extra", self.server_extra)

@@ -10,6 +10,8 @@ from simpo.config import DataConfig, ModelSettings, PreferenceConfig
 
 # Values of models of 7 to 9 billion parameters say nothing about one that is trained from scratch on a laptop.
 SMALL = 100_000_000
+CUT_SHARE = 0.1  # of pairs, as the check `truncated` of simpo inspect
+LONG_RUN = 200  # steps between two checkpoints in training_configs/
 _STEP = 128  # lengths are advised in multiples of this
 
 # The models of the published runs, and their architectures.
@@ -126,11 +128,30 @@ class Case:
         return math.ceil(args.num_train_epochs * (self.facts.train_pairs or 0) / (args.total_train_batch_size or 1))
 
     @property
+    def checkpoint_distance(self) -> float:
+        """Optimizer steps between two checkpoints; infinite where none are written."""
+        args = self.training
+        if args.save_strategy == "steps":
+            return args.save_steps if args.save_steps >= 1 else args.save_steps * self.steps  # below 1 it is a part
+        return math.inf if args.save_strategy == "no" else 0  # of epochs, or of the best: decided on the way
+
+    @property
+    def checkpoints(self) -> str:
+        """The line that leads to checkpoints."""
+        if self.training.save_strategy == "steps":
+            return f"save_steps: {LONG_RUN}"
+        return f"save_strategy: steps  # with save_steps: {LONG_RUN}"
+
+    @property
     def cut_share(self) -> float:
         """Share of pairs that exceed max_length, and are cut."""
-        if self.facts.lengths is None or self.training.truncation != "cut":
+        if self.training.truncation != "cut":
             return 0.0
-        return float((self.facts.lengths > self.training.max_length).mean())
+        return self.share_above(self.training.max_length)
+
+    def share_above(self, length: int) -> float:
+        """Share of pairs of more tokens; 0 where lengths are not known."""
+        return 0.0 if self.facts.lengths is None else float((self.facts.lengths > length).mean())
 
     def length_at(self, percentile: float) -> int:
         """A percentile of the lengths, rounded up to a multiple of 128; 0 where lengths are not known."""
@@ -150,6 +171,6 @@ class Case:
 
     @property
     def room(self) -> str:
-        """The line that leaves at most one pair in a hundred cut; where the model cannot read that much, none."""
+        """The line after which few are cut: room for 99 pairs in 100, where the model can read that much."""
         wanted = min(self.length_at(99), self.facts.context or self.length_at(99))
-        return f"max_length: {wanted}" if wanted > self.training.max_length else "truncation: drop"
+        return f"max_length: {wanted}" if self.share_above(wanted) <= CUT_SHARE else "truncation: drop"

@@ -81,5 +81,7 @@ def _typed(owner: type, merged: Mapping[str, Entry]) -> tuple[list[str], dict[st
             values[key] = types[key].fit(entry.value, entry.text)
         except Misfit as misfit:
             fault = "is unknown" if types[key].choices else "has the wrong type"
-            problems.append(f"{entry.where}: {entry.written}: {show(entry.given)} {fault}: write {misfit.expected}")
+            problems.append(
+                f"{entry.where}: {entry.written}: {show(entry.given, key)} {fault}: write {misfit.expected}"
+            )
     return problems, values

@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from simpo.config import DataConfig, ModelSettings, PreferenceConfig
-from simpo.errors import ConfigError
 from simpo.settings.case import Case, RunFacts
 from simpo.settings.rules import RULES, Level
 
@@ -64,14 +63,10 @@ def lint(
     ]
 
 
-def stop_on_warnings(advice: Iterable[Advice]) -> None:
-    """Refuse a run with warnings, as --strict asks for.
-
-    Raises:
-        ConfigError: with every warning, and what to write instead.
-    """
+def strict_problems(advice: Iterable[Advice]) -> str:
+    """Every warning with what to write instead, as --strict tells them; "" where there is none."""
     grave = [one for one in advice if one.level == "warning"]
     if not grave:
-        return
+        return ""
     said = "\n  ".join(f"{one.name}: {one.message}; write {one.fix} ({one.source})" for one in grave)
-    raise ConfigError(f"--strict counts warnings as errors; the settings raise {len(grave)}\n  {said}")
+    return f"--strict counts warnings as errors; the settings raise {len(grave)}\n  {said}"

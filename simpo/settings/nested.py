@@ -35,7 +35,7 @@ def fit_mapping(owner: type[T], values: Mapping[str, Any], name: str) -> T:
             fitted[key] = types[key].fit(value, None)
         except Misfit as misfit:
             fault = "is unknown" if types[key].choices else "has the wrong type"
-            problems.append(f"{key}: {show(value)} {fault}: write {misfit.expected}")
+            problems.append(f"{key}: {show(value, key)} {fault}: write {misfit.expected}")
     needed = [item.name for item in fields(owner) if default_of(item) is MISSING]  # type: ignore[arg-type]
     problems += [f"{key} is missing; write {types[key].expected}" for key in needed if key not in values]
     if problems:

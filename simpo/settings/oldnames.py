@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from simpo.checks import is_number
+from simpo.redact import HIDDEN, is_secret
 
 # gamma and simpo_gamma are not here: they need beta, so `simpo.settings` converts them once every source is read.
 RENAMED = {
@@ -134,8 +135,10 @@ def convert(key: str, value: Any) -> Converted | None:
     return None
 
 
-def show(value: Any) -> str:
-    """A value as it stands in YAML, for messages."""
+def show(value: Any, name: str = "") -> str:
+    """A value as it stands in YAML, for messages; of a secret's name, nothing of it."""
+    if is_secret(name):
+        return HIDDEN
     if value is None:
         return "null"
     if isinstance(value, bool):

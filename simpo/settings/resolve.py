@@ -4,7 +4,9 @@ Everything that can be known from the text alone is checked before `PreferenceCo
 starts accelerate and looks for devices.
 """
 
+import contextlib
 import difflib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,10 +15,11 @@ from typing import Any
 
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
-from simpo.checks import find_problems, is_number
+from simpo.checks import check_no_secrets, find_problems, is_number
 from simpo.config import DataConfig, ModelSettings, PreferenceConfig, defaults_of
 from simpo.errors import ConfigError
 from simpo.objectives import OBJECTIVES, all_knobs
+from simpo.redact import redact
 from simpo.settings.entries import COMMAND_LINE, Entry, read_overrides, read_yaml
 from simpo.settings.fieldtypes import FieldType, Misfit, field_types
 from simpo.settings.oldnames import ALIASES, GAMMA_NAMES, OLD_NAMES, RENAMED, SFT_ONLY, SWEEP_ONLY, convert, show
@@ -44,7 +47,7 @@ class RunSettings:
         model: what is trained.
         data: what is read.
         training: how it is trained.
-        resolved: every setting that was given, by its present name, converted and typed; tokens are masked.
+        resolved: every setting that was given, by its present name, converted and typed; secrets are masked.
         conversions: one line `old -> new` per old name or reinterpreted value.
         files: the settings files, in the order in which they were read.
         composed: several files were given, or overrides: no one file says what `resolved` does.
@@ -107,7 +110,7 @@ def read_settings(files: Paths, overrides: Sequence[str] = ()) -> RunSettings:
         raise ConfigError(f"{where}: {error}") from error
     except (ValueError, TypeError, ImportError, OSError) as error:  # transformers' own checks
         raise ConfigError(f"{where}: transformers refuses these settings: {error}") from error
-    resolved = {key: f"<{key.upper()}>" if key.endswith("_token") else value for key, value in checked.values.items()}
+    resolved = redact(checked.values)
     composed = len(checked.files) > 1 or bool(overrides)
     return RunSettings(model, data, training, resolved, checked.conversions, checked.files, composed)
 
@@ -169,7 +172,7 @@ def _convert_layer(layer: Sequence[Entry], conversions: list[str], report: _Repo
         try:
             converted = convert(entry.key, entry.value)
         except ValueError as error:
-            report.add(entry.where, f"{entry.key}: {show(entry.value)} {error}")
+            report.add(entry.where, f"{entry.key}: {show(entry.value, entry.key)} {error}")
             continue
         if converted is not None:
             conversions.append(converted.line)
@@ -189,8 +192,8 @@ def _convert_layer(layer: Sequence[Entry], conversions: list[str], report: _Repo
         if other is not None and other.written != entry.written and other.value != entry.value:
             report.add(
                 entry.where,
-                f"{entry.written}: {show(entry.given)} contradicts {other.written}: {show(other.given)}; "
-                f"both mean {entry.key}, keep one",
+                f"{entry.written}: {show(entry.given, entry.key)} contradicts "
+                f"{other.written}: {show(other.given, entry.key)}; both mean {entry.key}, keep one",
             )
         found[entry.key] = entry
     return found
@@ -255,7 +258,7 @@ def _typed(merged: Mapping[str, Entry], report: _Report) -> dict[str, Any]:
             values[key] = kind.fit(entry.value, entry.text)
         except Misfit as misfit:
             advice = misfit.expected + _instead(key, entry.given)
-            report.add(entry.where, f"{entry.written}: {show(entry.given)} {kind.fault}: write {advice}")
+            report.add(entry.where, f"{entry.written}: {show(entry.given, key)} {kind.fault}: write {advice}")
     return values
 
 
@@ -328,6 +331,8 @@ def _check_together(values: dict[str, Any], merged: Mapping[str, Entry], source:
 
 
 def _check_init_kwargs(values: Mapping[str, Any], where: str, report: _Report) -> None:
+    for text in init_problems(values):
+        report.add(where, text)
     options = values.get("model_init_kwargs")
     if isinstance(options, str) and not options.lstrip().startswith("{"):
         report.add(where, f"model_init_kwargs: {options!r} is not a mapping; write {{name: value}}")
@@ -337,6 +342,21 @@ def _check_init_kwargs(values: Mapping[str, Any], where: str, report: _Report) -
         if option in options and key in values and options[option] != values[key]:
             inner = f"model_init_kwargs: {option}: {show(options[option])}"
             report.add(where, f"{inner} contradicts {key}: {show(values[key])}; keep {key}")
+
+
+def init_problems(values: Mapping[str, Any]) -> list[str]:
+    """What model_init_kwargs must not hold: secrets, and code that no setting of its own says is run."""
+    options, problems = values.get("model_init_kwargs"), []
+    if isinstance(options, str):
+        with contextlib.suppress(ValueError):  # told elsewhere
+            options = json.loads(options)
+    try:
+        check_no_secrets("model_init_kwargs", options)
+    except ConfigError as error:
+        problems.append(str(error))
+    if isinstance(options, dict) and options.get("trust_remote_code") and not values.get("trust_remote_code"):
+        problems.append("model_init_kwargs: trust_remote_code has a setting of its own; write trust_remote_code: true")
+    return problems
 
 
 def _check_trackers(names: Any, where: str, report: _Report) -> None:

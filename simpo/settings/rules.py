@@ -8,15 +8,13 @@ import re
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
-from simpo.settings.case import Case
+from simpo.settings.case import CUT_SHARE, LONG_RUN, Case
 
 Level = Literal["warning", "note"]
 
 _HIGH, _BREAKS = 2e-6, 1e-5  # learning rates of full fine-tuning
-_ADAPTER_HIGH = 5e-5
-_CUT_SHARE = 0.1  # as the check `truncated` of simpo inspect
+_ADAPTER_HIGH = 5e-5  # no published bound: half of ten times _BREAKS
 _SPARE = 2  # times the 99.9th percentile
-LONG_RUN = 200  # steps between two checkpoints in training_configs/
 
 _INSTRUCT = re.compile(r"(?<![a-z])(instruct|it|chat)(?![a-z])", re.IGNORECASE)
 _OTHERS_ANSWERS = re.compile(r"ultrafeedback[-_]binarized|hh[-_]rlhf|orca[-_]dpo[-_]pairs|nectar", re.IGNORECASE)
@@ -67,8 +65,11 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "learning_rate_adapter_high", "warning", "learning_rate",
         lambda c: c.adapter and c.rate > _ADAPTER_HIGH,
-        "{case.rate:g} is above 5e-5; the best rate of adapters is about ten times that of full training, here 1e-5",
-        "TRL documentation, LoRA Without Regret", "learning_rate: 1.0e-5",
+        "{case.rate:g} is above 5e-5; the best rate of adapters is about ten times that of full training, here 1e-5. "
+        "The bound is this project's own: ten times the rate at which full training breaks is 1e-4, and half of it is "
+        "far enough from the best",
+        "TRL documentation, LoRA Without Regret, for the ratio; the bound is this project's own",
+        "learning_rate: 1.0e-5",
     ),
     Rule(
         "learning_rate_adapter_low", "warning", "learning_rate",
@@ -95,18 +96,18 @@ RULES: tuple[Rule, ...] = (
         lambda c: c.simpo and bool(c.training.length_normalization) and (c.training.gamma_beta_ratio or 0) > 1,
         "the loss asks for answers that differ by {case.training.gamma_beta_ratio:g} nats per token, beyond what the "
         "authors searched",
-        f"{_README}: 0 to 1, starting at 0.5", "gamma_beta_ratio: 0.5",
+        f"{_README}: 0 to 1, starting at 0.5", "gamma_beta_ratio: 0.5  # without gamma",
     ),
     Rule(
         "half_precision_masters", "note", "dtype",
         lambda c: not c.model.use_peft and not c.deepspeed and c.dtype not in (None, "float32"),
         "{case.dtype} is not what the weights get: they are loaded as float32, since a step of 1e-6 changes no "
         "bfloat16 weight above 0.0005; bf16: true computes in bfloat16 all the same",
-        "bfloat16 has 8 significant bits", "dtype: float32",
+        "bfloat16 has 8 significant bits", "dtype: float32  # without the dtype of model_init_kwargs",
     ),
     Rule(
         "max_length_cuts", "warning", "max_length",
-        lambda c: c.cut_share > _CUT_SHARE,
+        lambda c: c.cut_share > CUT_SHARE,
         "{case.cut_share:.0%} of the pairs are longer than {case.training.max_length} tokens and are cut: they lose "
         "the beginning of the prompt or the ends of answers, and lengths are no longer the data's own",
         "docs/data.md, truncated", "{case.room}",
@@ -160,9 +161,14 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "no_checkpoints", "note", "save_strategy",
-        lambda c: not c.small and c.training.save_strategy == "no" and c.steps > LONG_RUN,
-        "no checkpoints in {case.steps:,} steps: if the run is stopped, it begins anew",
-        "training_configs/: every 200 steps", "save_strategy: steps  # with save_steps: 200; 500 otherwise",
+        # with load_best_model_at_end, where checkpoints stand follows from the evaluations
+        lambda c: (
+            not (c.small or c.training.load_best_model_at_end)
+            and c.steps > LONG_RUN
+            and c.checkpoint_distance >= c.steps
+        ),
+        "no checkpoint before the end of {case.steps:,} steps: if the run is stopped, it begins anew",
+        "training_configs/: every 200 steps", "{case.checkpoints}",
     ),
     Rule(
         "small_model", "note", "model_name_or_path",

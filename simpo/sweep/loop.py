@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from simpo.errors import ConfigError, SimPOError
 from simpo.processes import sole_owner
+from simpo.redact import without_secrets
 from simpo.sweep import report
 from simpo.sweep.axes import show_value
 from simpo.sweep.proposals import Proposal, most_trials, next_in_grid, next_in_stages
@@ -243,7 +244,7 @@ def identity_of(sweep: SweepSettings, base: dict[str, Any], start: Params | None
     found |= {f"space.{key}": str(axis) for key, axis in sweep.space.items()} | {"space": list(sweep.space)}
     if start is not None:
         found |= {f"start.{key}": value for key, value in start.items()}
-    settings = {key: value for key, value in base.items() if not key.endswith("_token") and key != "output_dir"}
+    settings = {key: value for key, value in without_secrets(base).items() if key != "output_dir"}
     return found | {key: value for key, value in settings.items() if key not in sweep.space}
 
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from simpo.processes import GRACE, child_environment, describe_exit, stop_left_over, stop_tree, write_note
+from simpo.redact import redact_command
 from simpo.run.folder import checkpoints, discard_weights, is_finished
 from simpo.run.logfile import LOG_FILE
 from simpo.sweep.record import Params, folder_name
@@ -66,7 +67,7 @@ class Launcher:
         if not is_finished(folder) and not checkpoints(folder):
             _clear(folder)  # a run that was stopped before its first checkpoint, or while it wrote its model
         command = self.command(number, params, devices)
-        (logs / "command.txt").write_text(_without_secrets(command) + "\n")
+        (logs / "command.txt").write_text(shlex.join(redact_command(command)) + "\n")
         return TrialRun(folder, command, self.sweep, _environment(devices))
 
     def command(self, number: int, params: Params, devices: Devices = None) -> list[str]:
@@ -235,8 +236,3 @@ def _own_launch_config(config: Path, logs: Path, devices: Devices) -> Path:
     path = logs / "accelerate.yaml"
     path.write_text(f"# {config}, for this trial\n" + yaml.safe_dump(settings, sort_keys=False))
     return path
-
-
-def _without_secrets(command: Sequence[str]) -> str:
-    shown = [word.partition("=")[0] + "=..." if word.partition("=")[0].endswith("_token") else word for word in command]
-    return shlex.join(shown)

@@ -93,6 +93,7 @@ def test_what_lm_eval_is_asked(fake: Fake, make_settings, tiny_dir) -> None:
         "dtype": "auto",
         "batch_size": 4,
         "trust_remote_code": False,
+        "use_safetensors": True,
     }
 
 

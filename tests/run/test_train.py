@@ -33,7 +33,7 @@ def test_a_run_leaves_everything(make_config, tmp_path, capsys) -> None:
     assert _files(out) == {
         "README.md", "all_results.json", "chat_template.jinja", "config.json", "eval_results.json",
         "generation_config.json", "log.jsonl", "model.safetensors", "run_manifest.json", "settings.yaml",
-        "tokenizer.json", "tokenizer_config.json", "train_results.json", "trainer_state.json", "training_args.bin",
+        "tokenizer.json", "tokenizer_config.json", "train_results.json", "trainer_state.json",
     }  # fmt: skip
     manifest = json.loads((out / "run_manifest.json").read_text())
     assert manifest["status"] == "finished"

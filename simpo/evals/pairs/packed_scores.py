@@ -18,6 +18,7 @@ from simpo.model import load_policy
 from simpo.packing import PackedBatch, PackedDataset, packed_tokens
 from simpo.sampling.policy import base_model
 from simpo.scoring import check_policy, pack_logps
+from simpo.weights import check_weights
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -51,6 +52,7 @@ def load_scored_model(
     if adapter:
         from peft import PeftModel
 
+        check_weights(name_or_path, revision)
         try:
             model = PeftModel.from_pretrained(model, name_or_path, revision=revision or "main")
         except (OSError, ValueError, RuntimeError) as error:

@@ -16,6 +16,7 @@ from itertools import permutations
 from pathlib import Path
 
 import jinja2
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from simpo.engines.base import Engine, Failure, Request, Sample
 from simpo.engines.server_engine import ServerEngine, ServerOptions
@@ -118,14 +119,15 @@ def _mean(points: Sequence[float | None]) -> float | None:
 
 
 def read_template(path: str | None) -> jinja2.Template:
-    """The prompt of the judge.
+    """The prompt of the judge; rendered in jinja's sandbox, where it reaches nothing but the three texts.
 
     Raises:
         ConfigError: the file cannot be read, is no template, or leaves out one of conversation, response_a, response_b.
     """
     file = TEMPLATE if path is None else Path(path).expanduser()
     try:
-        template = jinja2.Environment(undefined=jinja2.StrictUndefined).from_string(file.read_text(encoding="utf-8"))
+        environment = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined)
+        template = environment.from_string(file.read_text(encoding="utf-8"))
         names = ("conversation", "response_a", "response_b")
         text = template.render({name: f"<{name}>" for name in names})
     except (OSError, UnicodeDecodeError, jinja2.TemplateError) as error:

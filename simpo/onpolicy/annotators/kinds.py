@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 from hashlib import sha256
 from typing import Any, Literal
 
-from simpo.checks import is_number
+from simpo.checks import check_no_secrets, is_number
 from simpo.errors import ConfigError
 from simpo.settings.nested import fit_mapping, nearest
 
@@ -118,6 +118,7 @@ class JudgeSettings:
         for name in ("timeout", "patience", "retries"):
             if not is_number(getattr(self, name)) or getattr(self, name) < (name == "timeout"):
                 raise ConfigError(f"{name}: {getattr(self, name)} must be {'1' if name == 'timeout' else '0'} or more")
+        check_no_secrets("extra", self.extra)
         if self.api_key_env is not None and self.api_key_env not in os.environ:
             raise ConfigError(f"api_key_env: {self.api_key_env} is not set; export it")
 

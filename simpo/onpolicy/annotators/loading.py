@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from simpo.errors import ModelError
 from simpo.onpolicy.annotators.kinds import Dtype
+from simpo.weights import check_weights, loading_hint, remote_code_line
 
 
 def load_scorer(
@@ -38,20 +39,19 @@ def load_scorer(
         raise ModelError(f"{name}: no such directory (looked for {Path(name).expanduser().absolute()})")
     if trust_remote_code:
         _offer_removed_names()
-        PartialState().print(
-            f"trust_remote_code: running Python code that comes with {name} (revision {revision or 'main'})"
-        )
+        PartialState().print(remote_code_line(name, revision))
+    check_weights(name, revision)
     wanted = {"auto": torch.float32 if device.type == "cpu" else torch.bfloat16}.get(dtype) or getattr(torch, dtype)
     common = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
     # a class takes no trust_remote_code: it is the code
     model_options = common if hasattr(owner, "_model_mapping") else {"revision": revision or "main"}
+    model_options = model_options | {"dtype": wanted, "use_safetensors": True}
     try:
-        model, info = owner.from_pretrained(name, dtype=wanted, output_loading_info=True, **model_options)
+        model, info = owner.from_pretrained(name, output_loading_info=True, **model_options)
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, **common)
     except (OSError, ValueError, KeyError, ImportError, AttributeError, RuntimeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        hint = "; set trust_remote_code: true for it, if you trust it" if "trust_remote_code" in str(error) else ""
-        raise ModelError(f"{name}: cannot be loaded as a scoring model: {reason}{hint}") from error
+        raise ModelError(f"{name}: cannot be loaded as a scoring model: {reason}{loading_hint(name, error)}") from error
     missing = sorted(info["missing_keys"])
     if missing:
         advice = f"name a model of this kind, e.g. {example}"

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from simpo.run.card import hub_metadata, table
-from simpo.run.plan import schedule_line
+from simpo.run.plan import remote_code_row, schedule_line
 from simpo.run.sft.config import SFTSettings
 from simpo.run.sft.settings import SFTRunSettings
 
@@ -53,6 +53,7 @@ def plan_lines(
     learnt = "answers with their end of turn" if args.assistant_only_loss else "every token"
     entries = [
         ("model", model_line),
+        *remote_code_row(settings),
         ("weights", master_dtype),
         ("objective", f"SFT: mean negative log-likelihood of {learnt}"),
         ("rows", f"{about}{rows:,} {unit} to train, evaluation: {f'{about}{eval_rows:,}' if eval_rows else 'none'}"),

@@ -10,10 +10,12 @@ from typing import Any
 
 from simpo.config import ModelSettings, defaults_of
 from simpo.errors import ConfigError
+from simpo.redact import redact
 from simpo.run.sft.config import SFTDataConfig, SFTSettings, find_sft_problems
 from simpo.settings.entries import COMMAND_LINE, Entry, read_overrides, read_yaml
 from simpo.settings.fieldtypes import FieldType, Misfit, field_types, types_of
 from simpo.settings.oldnames import ALIASES, OLD_NAMES, RENAMED, convert, show
+from simpo.settings.resolve import init_problems
 
 Paths = str | Path | Sequence[str | Path]
 
@@ -28,7 +30,7 @@ class SFTRunSettings:
         model: what is trained.
         data: what is read.
         training: how it is trained.
-        resolved: every setting that was given, by its present name, converted and typed; tokens are masked.
+        resolved: every setting that was given, by its present name, converted and typed; secrets are masked.
         conversions: one line `old -> new` per old name.
         files: the settings files, in the order in which they were read.
     """
@@ -70,8 +72,7 @@ def read_sft_settings(files: Paths, overrides: Sequence[str] = ()) -> SFTRunSett
         raise ConfigError(f"{where}: {error}") from error
     except (ValueError, TypeError, ImportError, OSError) as error:  # the libraries' own checks
         raise ConfigError(f"{where}: transformers refuses these settings: {error}") from error
-    resolved = {key: f"<{key.upper()}>" if key.endswith("_token") else value for key, value in values.items()}
-    return SFTRunSettings(model, data, training, resolved, conversions, paths)
+    return SFTRunSettings(model, data, training, redact(values), conversions, paths)
 
 
 def check_sft_settings(files: Paths, overrides: Sequence[str] = ()) -> None:
@@ -109,7 +110,7 @@ def _present(entry: Entry, conversions: list[str], problems: list[str]) -> Entry
     try:
         converted = convert(entry.key, entry.value)
     except ValueError as error:
-        problems.append(f"{entry.where}: {entry.key}: {show(entry.value)} {error}")
+        problems.append(f"{entry.where}: {entry.key}: {show(entry.value, entry.key)} {error}")
         return None
     if converted is not None:
         conversions.append(converted.line)
@@ -143,7 +144,7 @@ def _typed(merged: Mapping[str, Entry], problems: list[str]) -> dict[str, Any]:
             values[key] = kind.fit(entry.value, entry.text)
         except Misfit as misfit:
             problems.append(
-                f"{entry.where}: {entry.written}: {show(entry.given)} {kind.fault}: write {misfit.expected}"
+                f"{entry.where}: {entry.written}: {show(entry.given, key)} {kind.fault}: write {misfit.expected}"
             )
     return values
 
@@ -156,6 +157,7 @@ def _check_together(values: dict[str, Any], merged: Mapping[str, Entry], source:
         problems.append(f"{source}: model_name_or_path is missing; write a hub name or a model directory")
     if not values.get("dataset_mixer") and not values.get("dataset_name"):
         problems.append(f"{source}: dataset_mixer is missing; write dataset_mixer: {{data/dialogues.jsonl: 1.0}}")
+    problems += [f"{where('model_init_kwargs')}: {text}" for text in init_problems(values)]
     found = find_sft_problems({**defaults_of(SFTSettings), **values})
     problems += [f"{where(*problem.keys)}: {problem.text}" for problem in found]
     # These two hold plain values: their own checks are the checks, and building them touches no device.

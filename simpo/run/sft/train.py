@@ -11,6 +11,7 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.utils import is_flash_attn_2_available
 from trl import SFTTrainer
 
@@ -22,6 +23,7 @@ from simpo.errors import ConfigError
 from simpo.model import load_causal_lm, load_model_config, load_tokenizer, master_dtype
 from simpo.run.folder import CheckpointCallback, check_identity, remove_earlier_run
 from simpo.run.manifest import identity_of, rows_hash, shared_manifest, write_manifest
+from simpo.run.pickles import check_pickles
 from simpo.run.plan import model_line
 from simpo.run.sft.config import SFTSettings
 from simpo.run.sft.plan import packs_of, plan_lines, sft_card
@@ -52,6 +54,11 @@ class _Trainer(SFTTrainer):
 
     def create_model_card(self, *_: Any, **__: Any) -> None:
         """Leave it to the end of the run."""
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """As transformers', less its pickle of the arguments, which nobody reads: settings stand in the manifest."""
+        super()._save(output_dir, state_dict)
+        Path(str(output_dir or self.args.output_dir), TRAINING_ARGS_NAME).unlink(missing_ok=True)
 
 
 def run_sft(
@@ -255,6 +262,7 @@ def _train(trainer: Any, settings: SFTRunSettings, reports: list[DialogueReport]
     identity |= {"stage": "sft", "train_rows_hash": rows_hash(trainer.train_dataset, ("input_ids", "labels"))}
     if checkpoint is not None:
         check_identity(checkpoint, identity)
+        check_pickles(checkpoint)
         say(f"Going on from {checkpoint}")
     limit, trainer.args.save_total_limit = args.save_total_limit, None
     trainer.add_callback(CheckpointCallback(identity, limit))
