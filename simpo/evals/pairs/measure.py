@@ -2,9 +2,11 @@
 
     reward(y) = beta / |y| * log pi(y | x)             SimPO, arXiv 2405.14734, eq. 4
     reward accuracy: share of pairs with reward(w) > reward(l)
-    likelihood accuracy: share of pairs with log pi(w | x) > log pi(l | x), summed over tokens
+    sum likelihood accuracy: share of pairs with log pi(w | x) > log pi(l | x), summed over tokens
     reward margin: mean of reward(w) - reward(l)
-    length correlation: Spearman's rho of log pi(y | x) / |y| and |y| over all responses (section 4.2, figure 2)
+    length correlation: Spearman's rho of log pi(y | x) / |y| and |y|, over both responses of all pairs (section 4.2)
+
+An order by log pi(y | x) / |y|, the likelihood accuracy of simpo.analysis, is the reward accuracy itself.
 
 Shape letters: N pairs.
 """
@@ -154,7 +156,7 @@ def pair_statistics(pairs: ScoredPairs, *, beta: float, seed: int = 0) -> dict[s
     ends = bootstrap(statistics, count, seed=seed)
     metrics = {
         "reward_accuracy": _share(margins > 0, count),
-        "likelihood_accuracy": _share(pairs.chosen > pairs.rejected, count),
+        "sum_likelihood_accuracy": _share(pairs.chosen > pairs.rejected, count),
     }
     for (name, (values, unit)), (low, high) in zip(means.items(), ends[:-1].tolist(), strict=True):
         error = float(values.std(ddof=1) / np.sqrt(count)) if count > 1 else None
