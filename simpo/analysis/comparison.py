@@ -5,7 +5,7 @@ Shape letters: B pairs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -117,35 +117,35 @@ def measures(models: Iterable[Scored], beta: float = 1.0) -> list[Measure]:
     Args:
         beta: scale of margins; 1 leaves them in nats per token.
     """
-    found: dict[str, Measure] = {}
-
-    def note(model: Scored, name: str, unit: str, estimate: Estimate) -> None:
-        found.setdefault(name, Measure(name, unit, {})).of[model.name] = estimate
-
-    unit = margin_unit(beta)
-    for one in models:
-        pairs, by_length = one.pairs, margins_by_length(one.pairs, beta=beta)
-        note(one, "reward accuracy, SimPO", PERCENT, accuracy(pairs).share)
-        if one.moved:
-            note(one, "reward accuracy, DPO", PERCENT, accuracy(pairs, "log_ratio").share)
-        note(one, "likelihood accuracy, sum", PERCENT, accuracy(pairs, "sum").share)
-        note(one, "margin", unit, mean(margins(pairs, beta=beta)))
-        note(one, "margin, chosen shorter", unit, by_length.shorter)
-        note(one, "margin, chosen longer", unit, by_length.longer)
-        note(one, "margin, sd", unit, deviation(margins(pairs, beta=beta)))
-        note(one, "log-prob, chosen", PER_TOKEN, mean(pairs.chosen_average))
-        note(one, "log-prob, rejected", PER_TOKEN, mean(pairs.rejected_average))
-        note(one, "length rho, chosen", "", length_correlation(pairs).rho)
-        if one.moved:
-            change = divergence(pairs)
-            note(one, "change of chosen log-prob", PER_TOKEN, change.token)
-            note(one, "change per chosen response", "nats", change.sequence)
-        if one.answers is not None:
-            note(one, "answer length", "tokens", one.answers.lengths.mean)
-            note(one, "answers ended", PERCENT, one.answers.stopped)
-            note(one, "longest repeat", PERCENT, one.answers.repeated)
-            note(one, "answers looping", PERCENT, one.answers.looping)
-    return list(found.values())
+    models, scale = list(models), margin_unit(beta)
+    of_scores: list[tuple[str, str, Callable[[PairScores], Estimate]]] = [
+        ("reward accuracy, SimPO", PERCENT, lambda one: accuracy(one).share),
+        ("likelihood accuracy, sum", PERCENT, lambda one: accuracy(one, "sum").share),
+        ("margin", scale, lambda one: mean(margins(one, beta=beta))),
+        ("margin, chosen shorter", scale, lambda one: margins_by_length(one, beta=beta).shorter),
+        ("margin, chosen longer", scale, lambda one: margins_by_length(one, beta=beta).longer),
+        ("margin, sd", scale, lambda one: deviation(margins(one, beta=beta))),
+        ("log-prob, chosen", PER_TOKEN, lambda one: mean(one.chosen_average)),
+        ("log-prob, rejected", PER_TOKEN, lambda one: mean(one.rejected_average)),
+        ("length rho, chosen", "", lambda one: length_correlation(one).rho),
+    ]
+    of_change: list[tuple[str, str, Callable[[PairScores], Estimate]]] = [
+        ("reward accuracy, DPO", PERCENT, lambda one: accuracy(one, "log_ratio").share),
+        ("change of chosen log-prob", PER_TOKEN, lambda one: divergence(one).token),
+        ("change per chosen response", "nats", lambda one: divergence(one).sequence),
+    ]
+    of_answers: list[tuple[str, str, Callable[[GenerationStatistics], Estimate]]] = [
+        ("answer length", "tokens", lambda one: one.lengths.mean),
+        ("answers ended", PERCENT, lambda one: one.stopped),
+        ("longest repeat", PERCENT, lambda one: one.repeated),
+        ("answers looping", PERCENT, lambda one: one.looping),
+    ]
+    moved = [one for one in models if one.moved]
+    written = [(one.name, one.answers) for one in models if one.answers is not None]
+    found = [Measure(name, unit, {one.name: of(one.pairs) for one in models}) for name, unit, of in of_scores]
+    found += [Measure(name, unit, {one.name: of(one.pairs) for one in moved}) for name, unit, of in of_change]
+    found += [Measure(name, unit, {model: of(answers) for model, answers in written}) for name, unit, of in of_answers]
+    return [measure for measure in found if measure.of]
 
 
 def differences(models: Sequence[Scored], beta: float = 1.0) -> list[Measure]:

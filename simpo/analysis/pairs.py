@@ -105,8 +105,10 @@ class PairScores:
         """
         found = {place: at for at, place in enumerate(self.places())}
         order = np.array([found[place] for place in places])
-        parts: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        return PairScores(**{name: None if part is None else part[order] for name, part in parts.items()})
+        parts: dict[str, Any] = {
+            field.name: None if (part := getattr(self, field.name)) is None else part[order] for field in fields(self)
+        }
+        return PairScores(**parts)
 
     def against(self, initial: PairScores) -> PairScores:
         """These scores with those of the initial policy on the same pairs, whatever their order, as `ref_*`.

@@ -45,9 +45,9 @@ def draw_all(models: Sequence[Scored], beta: float = 1.0) -> Iterator[Picture]:
         yield _picture(
             "reward-against-likelihood",
             plots.reward_against_likelihood(_each(moved, lambda one: contingency(one.pairs))),
-            "Do DPO's reward and the log-prob per token order the two responses of a pair alike (figure 4b)? Top right: "
-            "pairs that the reward has right although the rejected response is the more probable one. By SimPO's "
-            "reward there are none.",
+            "Do DPO's reward and the log-prob per token order the two responses of a pair alike (figure 4b)? Top "
+            "right: pairs that the reward has right although the rejected response is the more probable one. By "
+            "SimPO's reward there are none.",
         )
         yield _picture(
             "divergences",
@@ -60,8 +60,8 @@ def draw_all(models: Sequence[Scored], beta: float = 1.0) -> Iterator[Picture]:
         yield _picture(
             "generations",
             plots.generations(answered),
-            "Greedy answers to held-out prompts. Looping: more than half of the answer is one run of tokens that occurs "
-            f"twice. {_BEHIND}",
+            "Greedy answers to held-out prompts. Looping: more than half of the answer is one run of tokens that "
+            f"occurs twice. {_BEHIND}",
         )
 
 
@@ -73,8 +73,8 @@ def _of_all(models: Sequence[Scored], beta: float) -> Iterator[Picture]:
         plots.margins_by_length(
             _each(models, lambda one: margins_by_length(one.pairs, beta=beta, edges=edges)), unit=unit
         ),
-        "Left of the dotted line the chosen response is the shorter one. Below 0 the model prefers the rejected response "
-        f"there (figure 2a). {_BEHIND}",
+        "Left of the dotted line the chosen response is the shorter one. Below 0 the model prefers the rejected "
+        f"response there (figure 2a). {_BEHIND}",
     )
     yield _picture(
         "logps-against-length",

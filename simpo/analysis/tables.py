@@ -15,8 +15,8 @@ from simpo.estimates import Estimate
 if TYPE_CHECKING:
     from rich.console import Console
 
-_LABEL = 26  # widest column of names of measures
-_GAP = 2
+_LABEL, _NARROW = 26, 20  # widest column of names of measures, and that in a terminal of less than 80 columns
+_GAP, _EDGES = 2, 2
 _CSV = ("table", "measure", "model", "value", "low", "high", "count", "unit")
 
 
@@ -55,10 +55,11 @@ def print_table(table: Sequence[Measure], title: str, console: Console, *, signe
 
     names = names_of(table)
     heads = dict(zip(names, labels(names), strict=True))
-    for part in _parts(table, heads, console.width, signed):
+    width = _LABEL if console.width >= 80 else _NARROW
+    for part in _parts(table, heads, console.width - width - _GAP - _EDGES, signed):
         grid = Table(title=Text(title, style="bold"), title_justify="left", box=SIMPLE_HEAD, pad_edge=False,
                      padding=(0, _GAP, 0, 0))  # fmt: skip
-        grid.add_column("", max_width=_LABEL)
+        grid.add_column("", max_width=width)
         for name in part:
             grid.add_column(Text(heads[name]), justify="right", no_wrap=True)
         for measure in table:
@@ -69,10 +70,10 @@ def print_table(table: Sequence[Measure], title: str, console: Console, *, signe
         console.print(grid)
 
 
-def _parts(table: Sequence[Measure], heads: Mapping[str, str], width: int, signed: bool) -> Iterator[list[str]]:
-    """Models whose columns fit beside the names of measures, one at least."""
+def _parts(table: Sequence[Measure], heads: Mapping[str, str], room: int, signed: bool) -> Iterator[list[str]]:
+    """Models whose columns fit into so much room, one at least."""
     part: list[str] = []
-    room = free = width - _LABEL - _GAP
+    free = room
     for name, head in heads.items():
         cells = [text for measure in table for text in show(measure.of.get(name), measure.unit, signed)]
         needed = max(map(len, [head, *cells])) + _GAP

@@ -75,6 +75,6 @@ def comparison_page(
                 "Settings and files",
                 [Table(["setting", "value"], [list(item) for item in settings.items()]), Files(files)],
             ),
-        ],  # fmt: skip
+        ],
         about=about,
     )

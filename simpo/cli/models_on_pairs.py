@@ -1,0 +1,322 @@
+"""`simpo analyze`: scores of `simpo.evals.pairs` into the statistics and pictures of `simpo.analysis`."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any
+
+from simpo.analysis.comparison import Scored, differences, measures, on_common_pairs
+from simpo.analysis.generations import generation_statistics
+from simpo.analysis.pairs import read_pairs
+from simpo.errors import ConfigError, ModelError
+from simpo.evals.manifest import run_manifest
+from simpo.evals.pairs.settings import PairsSettings
+from simpo.evals.run import read_eval_settings
+from simpo.store import write_whole
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from simpo.evals.pairs.greedy import Answer
+    from simpo.evals.pairs.measure import ReadPairs
+
+STATE = "analysis.json"
+SCORES, ANSWERS = "scores", "answers"
+_FORMAT = 1
+_NO_INITIAL = "none"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is analyzed.
+
+    Args:
+        settings: how pairs are read and scored, by the name of each model; the first decides for all.
+        initial: settings of the initial policy; None where there is none.
+        implied: whether nobody named it, so that it may be missing.
+        output: folder of everything.
+        prompts, max_new_tokens: of the greedy answers.
+        beta: scale of margins; 1 leaves them in nats per token.
+    """
+
+    settings: list[PairsSettings]
+    initial: PairsSettings | None
+    implied: bool
+    output: Path
+    prompts: int
+    max_new_tokens: int
+    beta: float
+
+    @classmethod
+    def of(
+        cls,
+        models: Sequence[str],
+        names: Sequence[str],
+        overrides: Sequence[str],
+        *,
+        initial: str | None,
+        output: Path,
+        prompts: int,
+        max_new_tokens: int,
+    ) -> Plan:
+        """Check what was asked for.
+
+        Raises:
+            ConfigError: what is wrong, and what to write instead.
+        """
+        if max_new_tokens < 1:
+            raise ConfigError("--max-new-tokens: must be at least 1; --prompts 0 leaves answers out")
+        for key in ("model_name_or_path", "name", "output_dir"):
+            if any(re.match(rf"--{key}(=|$)", word) for word in overrides):
+                raise ConfigError(f"--{key}: simpo analyze has --models, --names and --output in its place")
+        _check_different(models)
+        if names and len(names) != len(models):
+            raise ConfigError(f"--names: {len(names)} for {len(models)} models; write one for each")
+        if len(set(names)) < len(names):
+            raise ConfigError("--names: two models have the same one; write different names")
+        first = read_eval_settings("pairs", [], [f"--model_name_or_path={models[0]}", *overrides])
+        assert isinstance(first, PairsSettings)
+        told = first.resolve()  # of the first for all: each model is to see the same texts
+        same = {key: told[key] for key in PairsSettings.OF_TOKENS}
+        called = list(names) or short_names(models)
+        found = [
+            replace(first, model_name_or_path=model, name=name, output_dir=str(output), **same)
+            for model, name in zip(models, called, strict=True)
+        ]
+        start = next(filter(None, map(_initial_of, models)), "") if initial is None else initial
+        policy = None
+        if start and start != _NO_INITIAL:
+            policy = next((one for one in found if _place(one.model_name_or_path) == _place(start)), None)
+            name = next(name for name in ("initial", "initial policy", "the initial one") if name not in called)
+            policy = policy or replace(found[0], model_name_or_path=start, name=name, model_revision=None)
+        files = [file_name(one.name) for one in ([*found, policy] if policy and policy not in found else found)]
+        if len(set(files)) < len(files):
+            raise ConfigError("--names: names of models differ only in characters that files cannot have; give others")
+        return cls(found, policy, initial is None, output, prompts, max_new_tokens, first.beta or 1.0)
+
+
+def _check_different(models: Sequence[str]) -> None:
+    seen: dict[str, str] = {}
+    for model in models:
+        if not model:
+            raise ConfigError("--models: one is empty")
+        if _place(model) in seen:
+            again = "" if seen[_place(model)] == model else f", as {seen[_place(model)]} and as {model}"
+            raise ConfigError(f"--models: {model} is there twice{again}; name each model once")
+        seen[_place(model)] = model
+
+
+def _place(model: str) -> str:
+    """One spelling of a folder; hub names as they are."""
+    return str(Path(model).resolve()) if Path(model).exists() else model
+
+
+def _initial_of(model: str) -> str:
+    """What the run of a model began with, or the base of an adapter; empty where nobody says."""
+    from simpo.sampling.policy import base_model
+
+    told = str(run_manifest(model).get("settings", {}).get("model_name_or_path") or "")
+    base = base_model(model, None)
+    return told or (base if base != model else "")
+
+
+def short_names(models: Sequence[str]) -> list[str]:
+    """The last part of each path or hub name, and as many before it as it takes to tell them apart.
+
+    >>> short_names(["outputs/a/checkpoint-9", "outputs/b/checkpoint-9", "outputs/c"])
+    ['a/checkpoint-9', 'b/checkpoint-9', 'c']
+    """
+    parts = [PurePath(model).parts for model in models]
+    found = []
+    for own in parts:
+        others = [other for other in parts if other is not own]
+        size = next((n for n in range(1, len(own)) if all(other[-n:] != own[-n:] for other in others)), len(own))
+        found.append("/".join(own[-size:]) if own else ".")
+    return found
+
+
+def analyze(plan: Plan) -> None:
+    """Score what is not scored, and write tables, pictures and the page; every process must call it.
+
+    Raises:
+        SimPOError: what is wrong, where, and what to write instead. Scores that are done stay.
+    """
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=plan.settings[0].use_cpu)
+    main = accelerator.is_main_process
+    if main:
+        _open_folder(plan)
+    accelerator.wait_for_everyone()
+    notes: list[str] = []
+    read, policy = _score_all(plan, accelerator, notes)
+    if not main:
+        return
+    settings = [*([policy] if policy and policy not in plan.settings else []), *plan.settings]
+    answers = _answers(plan, settings, read, accelerator)
+    models = [_scored(one, plan.output, answers.get(one.name, []), one is policy) for one in settings]
+    models, more = on_common_pairs(models)
+    _show_and_write(plan, models, answers, [*notes, *more], read)
+
+
+def _open_folder(plan: Plan) -> None:
+    """Make the output folder, or check that it is one of an analysis of the same pairs."""
+    folder, first = plan.output, plan.settings[0]
+    data = {"dataset": dict(first.data.dataset_mixer or {}), "splits": first.dataset_splits}
+    try:
+        there = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+        if there and STATE not in there:
+            raise ConfigError(f"--output {folder}: holds something else ({', '.join(there[:3])}); name another folder")
+        if there:
+            found = _state(folder / STATE)
+            if found["data"] != data:
+                raise ConfigError(
+                    f"--output {folder}: holds an analysis of other pairs ({', '.join(found['data']['dataset'])}); "
+                    "name another folder, or delete this one"
+                )
+        for name in (SCORES, ANSWERS):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        models = {one.name: one.model_name_or_path for one in plan.settings}
+        write_whole(folder / STATE, {"format": _FORMAT, "data": data, "models": models})
+    except OSError as error:
+        raise ConfigError(f"--output {folder}: cannot be written: {error.strerror or error}") from error
+
+
+def _state(path: Path) -> dict[str, Any]:
+    try:
+        found = dict(json.loads(path.read_text(encoding="utf-8")))
+        _ = found["data"]["dataset"], found["data"]["splits"]
+        return found
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path}: is none of simpo analyze; name another --output") from error
+
+
+def _score_all(
+    plan: Plan, accelerator: Accelerator, notes: list[str]
+) -> tuple[dict[str, ReadPairs], PairsSettings | None]:
+    """Token ids by the name of the model, and the initial policy if it could be scored."""
+    read = {one.name: _score_one(one, plan, accelerator, first=one is plan.settings[0]) for one in plan.settings}
+    policy = plan.initial
+    if policy is None:
+        notes.append(
+            "Nothing is measured against an initial policy: no run says which it is; name it with --initial MODEL"
+            if plan.implied
+            else "Nothing is measured against an initial policy, as --initial none asks"
+        )
+    elif policy.name not in read:
+        try:
+            read[policy.name] = _score_one(policy, plan, accelerator)
+        except ModelError as error:
+            if not plan.implied:
+                raise
+            notes.append(
+                f"Nothing is measured against the initial policy {policy.model_name_or_path}, which a run names: "
+                f"{error}. Say where it is with --initial MODEL"
+            )
+            policy = None
+    return read, policy
+
+
+def _score_one(settings: PairsSettings, plan: Plan, accelerator: Accelerator, *, first: bool = False) -> ReadPairs:
+    from simpo.evals.pairs.kept import kept_scores
+    from simpo.evals.pairs.measure import read_tokens
+
+    read = read_tokens(settings, accelerator)
+    main = accelerator.is_main_process
+    if main and first and read.report is not None:
+        print("\n".join(read.report.lines()), flush=True)
+    scored = kept_scores(plan.output / SCORES / f"{file_name(settings.name)}.parquet", settings, read, accelerator)
+    if main:
+        how = "scored" if scored else "scores are there"
+        print(f"{settings.name}: {how}, {len(read.data):,} pairs", flush=True)
+    return read
+
+
+def file_name(name: str) -> str:
+    """A name as that of a file.
+
+    >>> file_name("a/checkpoint-9")
+    'a_checkpoint-9'
+    """
+    return re.sub(r"[^\w.+=-]+", "_", name) or "_"
+
+
+def _answers(
+    plan: Plan, settings: Sequence[PairsSettings], read: dict[str, ReadPairs], accelerator: Accelerator
+) -> dict[str, list[Answer]]:
+    if not plan.prompts:
+        return {}
+    from simpo.evals.pairs.greedy import kept_answers, spread_prompts
+
+    places = spread_prompts(read[plan.settings[0].name], plan.prompts)
+    return {
+        one.name: kept_answers(
+            plan.output / ANSWERS / f"{file_name(one.name)}.json",
+            one,
+            read[one.name],
+            places,
+            accelerator,
+            max_new_tokens=plan.max_new_tokens,
+        )
+        for one in settings
+    }
+
+
+def _scored(settings: PairsSettings, folder: Path, answers: Sequence[Answer], initial: bool) -> Scored:
+    manifest = run_manifest(settings.model_name_or_path)
+    told = manifest.get("settings", {})
+    preference = "gamma" in manifest  # a supervised run has neither beta nor objective
+    written = [answer.token_ids for answer in answers]
+    return Scored(
+        name=settings.name,
+        pairs=read_pairs(folder / SCORES / f"{file_name(settings.name)}.parquet"),
+        path=settings.model_name_or_path,
+        objective=_objective(told) if preference else "",
+        beta=told.get("beta") if preference else None,
+        gamma=manifest.get("gamma") if preference and told.get("objective", "simpo") == "simpo" else None,
+        initial=initial,
+        answers=generation_statistics(written, [answer.stopped for answer in answers]) if answers else None,
+    )
+
+
+def _objective(told: dict[str, Any]) -> str:
+    name = str(told.get("objective", "simpo"))
+    return name + (", no length normalisation" if told.get("length_normalization") is False else "")
+
+
+def _show_and_write(
+    plan: Plan,
+    models: list[Scored],
+    answers: dict[str, list[Answer]],
+    notes: list[str],
+    read: dict[str, ReadPairs],
+) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    from simpo.analysis.report.models import NUMBERS, PAIRED
+    from simpo.analysis.tables import print_table
+    from simpo.cli.analysis_files import settings_rows, write_files
+
+    trained = [one for one in models if not one.initial or one.name in {given.name for given in plan.settings}]
+    compared = models if len(trained) == 1 else trained
+    numbers, paired = measures(models, plan.beta), differences(compared, plan.beta) if len(compared) > 1 else []
+    first = read[plan.settings[0].name]
+    settings = settings_rows(plan, first.told, first.dropped)
+    written = write_files(plan, models, numbers, paired, compared[0].name, answers, notes, settings)
+    console = Console(highlight=False, markup=False, emoji=False)
+    console.print()
+    print_table(numbers, f"{len(models[0].pairs):,} pairs, [95% intervals]", console)
+    console.print(Text(NUMBERS, style="dim"))
+    if paired:
+        console.print()
+        print_table(paired, f"less {compared[0].name}, pair by pair", console, signed=True)
+        console.print(Text(PAIRED, style="dim"))
+    for note in notes:
+        console.print(Text(f"note: {note}"))
+    console.print(Text(f"in {plan.output}: {', '.join(os.path.relpath(path, plan.output) for path in written)}"))
