@@ -6,6 +6,7 @@ import csv
 import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from textwrap import wrap
 from typing import TYPE_CHECKING
 
 from simpo.analysis.comparison import PERCENT, Measure
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _LABEL, _NARROW = 26, 20  # widest column of names of measures, and that in a terminal of less than 80 columns
+_HEAD = 16  # of a line of a model's name above its column
 _GAP, _EDGES = 2, 2
 _CSV = ("table", "measure", "model", "value", "low", "high", "count", "unit")
 
@@ -54,14 +56,14 @@ def print_table(table: Sequence[Measure], title: str, console: Console, *, signe
     from rich.text import Text
 
     names = names_of(table)
-    heads = dict(zip(names, labels(names), strict=True))
+    heads = dict(zip(names, (wrap(name, _HEAD) for name in labels(names)), strict=True))
     width = _LABEL if console.width >= 80 else _NARROW
     for part in _parts(table, heads, console.width - width - _GAP - _EDGES, signed):
         grid = Table(title=Text(title, style="bold"), title_justify="left", box=SIMPLE_HEAD, pad_edge=False,
                      padding=(0, _GAP, 0, 0))  # fmt: skip
         grid.add_column("", max_width=width)
         for name in part:
-            grid.add_column(Text(heads[name]), justify="right", no_wrap=True)
+            grid.add_column(Text("\n".join(heads[name])), justify="right", no_wrap=True)
         for measure in table:
             cells = [show(measure.of.get(name), measure.unit, signed) for name in part]
             grid.add_row(Text(label(measure, signed)), *(
@@ -70,13 +72,13 @@ def print_table(table: Sequence[Measure], title: str, console: Console, *, signe
         console.print(grid)
 
 
-def _parts(table: Sequence[Measure], heads: Mapping[str, str], room: int, signed: bool) -> Iterator[list[str]]:
+def _parts(table: Sequence[Measure], heads: Mapping[str, list[str]], room: int, signed: bool) -> Iterator[list[str]]:
     """Models whose columns fit into so much room, one at least."""
     part: list[str] = []
     free = room
     for name, head in heads.items():
         cells = [text for measure in table for text in show(measure.of.get(name), measure.unit, signed)]
-        needed = max(map(len, [head, *cells])) + _GAP
+        needed = max(map(len, [*head, *cells])) + _GAP
         if part and needed > free:
             yield part
             part, free = [], room

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from simpo import __version__
 from simpo.analysis.comparison import Measure, Scored
 from simpo.analysis.report.blocks import Picture
 from simpo.errors import ConfigError
@@ -68,7 +68,7 @@ def write_files(
         notes=notes,
         settings=settings,
         files=[(CSV, "all numbers, unrounded"), (MARKDOWN, "the tables"), ("scores", "log-probs of each pair")],
-        about=f"simpo {__version__}, {time.strftime('%Y-%m-%d %H:%M')}",
+        about=f"simpo {importlib.metadata.version('simpo')}, {time.strftime('%Y-%m-%d %H:%M')}",
     )
     return [*(folder / name for name in files), write_page(page, folder / PAGE)]
 
