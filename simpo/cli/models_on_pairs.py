@@ -277,11 +277,15 @@ def _scored(settings: PairsSettings, folder: Path, answers: Sequence[Answer], in
         pairs=read_pairs(folder / SCORES / f"{file_name(settings.name)}.parquet"),
         path=settings.model_name_or_path,
         objective=_objective(told) if preference else "",
-        beta=told.get("beta") if preference else None,
-        gamma=manifest.get("gamma") if preference and told.get("objective", "simpo") == "simpo" else None,
+        beta=told.get("beta", settings.resolve()["beta"] if _is_simpo(told) else None) if preference else None,
+        gamma=manifest.get("gamma") if preference and _is_simpo(told) else None,
         initial=initial,
         answers=generation_statistics(written, [answer.stopped for answer in answers]) if answers else None,
     )
+
+
+def _is_simpo(told: dict[str, Any]) -> bool:
+    return bool(told.get("objective", "simpo") == "simpo")
 
 
 def _objective(told: dict[str, Any]) -> str:

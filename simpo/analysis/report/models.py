@@ -56,12 +56,12 @@ def comparison_page(
         files: beside the page, with what they hold.
         about: the foot.
     """
-    tables: list[Block] = [Table(*grid_of(numbers), NUMBERS)]
+    tables: list[Block] = [Text(NUMBERS), Table(*grid_of(numbers))]
     if paired:
-        tables.append(Table(*grid_of(paired, signed=True), f"Less {against}. {PAIRED}"))
+        tables += [Text(f"Less {against}. {PAIRED}"), Table(*grid_of(paired, signed=True))]
     first, *_ = numbers
     lead = {"pairs": f"{len(models[0].pairs):,}"}
-    lead |= {name: f"{show(one, first.unit)[0]}% reward accuracy" for name, one in list(first.of.items())[:4]}
+    lead |= {f"reward accuracy, {name}": f"{show(one, first.unit)[0]}%" for name, one in list(first.of.items())[:4]}
     samples = [Samples(answers[:_SHOWN], "Greedy answers to prompts of the pairs.")] if answers else []
     return Page(
         title="Models on the same pairs",
