@@ -1,6 +1,7 @@
 """`simpo train CONFIG`: one run from settings to a finished folder."""
 
 import argparse
+import sys
 
 from simpo.cli.launch import launches, relaunch
 from simpo.cli.run_options import RUN_FLAGS, add_run_options, resume_from, run_words
@@ -63,3 +64,16 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
         audit=not args.no_audit,
         strict=args.strict,
     )
+    if not args.dry_run and settings.training.process_index == 0:
+        _report(str(settings.training.output_dir))
+
+
+def _report(folder: str) -> None:
+    """The page about the run. It is there whatever becomes of the page, so a failure is told and no more."""
+    try:
+        from simpo.analysis.report.run_report import write_report
+
+        print(f"Report: {write_report([folder])}", flush=True)
+    except Exception as error:
+        said = " ".join(str(error).split()) or type(error).__name__
+        print(f"No report: {said}; try again with: simpo report {folder}", file=sys.stderr, flush=True)

@@ -16,6 +16,7 @@ logger = logging.getLogger(__name__)
 
 MANIFEST = "run_manifest.json"
 SETTINGS = "settings.yaml"
+REPORT = "report.html"
 _LOG_FOLDERS = ("runs", "logs", "wandb")
 IDENTITY = "run_identity.json"  # written into a checkpoint last: its presence says that the checkpoint is whole
 
@@ -39,7 +40,9 @@ def _is_fresh(folder: Path) -> bool:
         return True
     names = {path.name for path in folder.iterdir()} - {*_LOG_FOLDERS}
     others = {
-        name for name in names if name not in (MANIFEST, SETTINGS, LOG_FILE) and not name.startswith("checkpoint-")
+        name
+        for name in names
+        if name not in (MANIFEST, SETTINGS, LOG_FILE, REPORT) and not name.startswith("checkpoint-")
     }
     return not names or (MANIFEST in names and not others and not is_finished(folder) and not checkpoints(folder))
 
@@ -89,7 +92,7 @@ def find_checkpoint(output_dir: str | Path, resume: str | bool | None, *, overwr
 
 _WRITTEN = (
     "model*.safetensors", "model.safetensors.index.json", "adapter_*", "*_results.json", "trainer_state.json", MANIFEST,
-    SETTINGS, LOG_FILE,
+    SETTINGS, LOG_FILE, REPORT,
 )  # fmt: skip
 
 

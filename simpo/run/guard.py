@@ -1,5 +1,7 @@
 """The guard rails of a run: `simpo.settings.lint` with what is known once its data are read."""
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -7,7 +9,7 @@ from datasets import Dataset
 from transformers import PretrainedConfig
 
 from simpo.flops import linear_parameters
-from simpo.settings import Advice, RunFacts, RunSettings, lint, stop_on_warnings
+from simpo.settings import Advice, RunFacts, RunSettings, lint, recommended, stop_on_warnings
 
 
 def guard_rails(
@@ -44,6 +46,15 @@ def guard_rails(
     if strict:
         stop_on_warnings(advice)
     return advice
+
+
+def told_before(settings: RunSettings, advice: Sequence[Advice], data_warnings: Sequence[str]) -> dict[str, Any]:
+    """What a run was told before it started, for its manifest: recommended values, advice, and warnings of its data."""
+    return {
+        "recommended": recommended(settings),
+        "advice": [asdict(one) for one in advice],
+        "data_warnings": [warning.removeprefix("! ") for warning in data_warnings],
+    }
 
 
 def about_parameters(config: Any) -> int | None:

@@ -35,8 +35,8 @@ from simpo.initial_policy import named_sets
 from simpo.model import load_model_config, load_tokenizer, master_dtype
 from simpo.objectives import OBJECTIVES
 from simpo.run.card import model_card
-from simpo.run.folder import CheckpointCallback, check_identity, find_checkpoint, remove_earlier_run
-from simpo.run.guard import guard_rails
+from simpo.run.folder import REPORT, CheckpointCallback, check_identity, find_checkpoint, remove_earlier_run
+from simpo.run.guard import guard_rails, told_before
 from simpo.run.logfile import LogFile
 from simpo.run.manifest import build_manifest, run_identity, write_manifest, write_settings
 from simpo.run.plan import model_line, plan_lines
@@ -87,7 +87,7 @@ def run_training(
     PartialState().wait_for_everyone()  # every process has looked at the folder before one writes into it
     if overwrite and checkpoint is None and PartialState().is_main_process:
         remove_earlier_run(args.output_dir or "")
-    _train(trainer, settings, reports, plan, checkpoint)
+    _train(trainer, settings, inputs, reports, plan, checkpoint)
 
 
 def run_reference(settings: RunSettings) -> None:
@@ -284,6 +284,7 @@ def engine_name(args: TrainingArguments, trainer: Trainer | None = None) -> str:
 def _train(
     trainer: PreferenceTrainer,
     settings: RunSettings,
+    inputs: _Inputs,
     reports: Iterable[TokenizeReport],
     plan: PlanSummary,
     checkpoint: Path | None,
@@ -307,6 +308,7 @@ def _train(
         engine=engine_name(args, trainer),
         resumed_from=checkpoint,
     )
+    manifest |= told_before(settings, inputs.advice, inputs.warnings)
     if trainer.is_world_process_zero():
         write_manifest(str(args.output_dir), manifest)
         write_settings(str(args.output_dir), settings.resolved)
@@ -333,7 +335,7 @@ def _train(
 
 
 def push_folder(trainer: Trainer, folder: str, message: str = "Model trained with SimPO") -> None:
-    """Upload the finished folder, without its checkpoints."""
+    """Upload the finished folder, without its checkpoints, and without what quotes the data: report and samples."""
     # not Trainer.push_to_hub, which would write the float32 masters and a card of its own over what is there
     from huggingface_hub import upload_folder
 
@@ -342,7 +344,7 @@ def push_folder(trainer: Trainer, folder: str, message: str = "Model trained wit
         folder_path=folder,
         commit_message=message,
         token=trainer.args.hub_token,
-        ignore_patterns=["checkpoint-*"],
+        ignore_patterns=["checkpoint-*", REPORT, "monitor/*"],
     )
 
 

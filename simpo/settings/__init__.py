@@ -2,7 +2,7 @@
 
 from simpo.settings.case import RunFacts
 from simpo.settings.lint import Advice, lint, stop_on_warnings
-from simpo.settings.recommend import recommendations
+from simpo.settings.recommend import recommendations, recommended
 from simpo.settings.resolve import RunSettings, check_settings, read_settings
 
 __all__ = [
@@ -13,5 +13,6 @@ __all__ = [
     "lint",
     "read_settings",
     "recommendations",
+    "recommended",
     "stop_on_warnings",
 ]

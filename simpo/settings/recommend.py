@@ -1,7 +1,7 @@
 """Chosen hyper-parameters beside the recommended ones. What is wrong with one is told by `simpo.settings.lint`."""
 
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from simpo.config import PreferenceConfig
 from simpo.settings.lint import Advice
@@ -26,6 +26,12 @@ class _Row(NamedTuple):
     name: str
     chosen: float | None
     advice: str
+
+
+def recommended(settings: RunSettings) -> dict[str, dict[str, Any]]:
+    """The hyper-parameters that matter most by name, each with its `chosen` value and the `recommended` ones."""
+    rows = [*_rows_of_the_run(settings.training, settings.model.use_peft), *_rows_of_the_objective(settings.training)]
+    return {row.name: {"chosen": row.chosen, "recommended": row.advice} for row in rows}
 
 
 def recommendations(settings: RunSettings, advice: Iterable[Advice] = ()) -> list[str]:
