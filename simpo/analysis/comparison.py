@@ -15,7 +15,7 @@ from simpo.analysis.generations import GenerationStatistics
 from simpo.analysis.pairs import PairScores
 from simpo.analysis.statistics import Reward, accuracy, divergence, length_correlation, margins, margins_by_length
 from simpo.errors import DataError
-from simpo.estimates import Estimate, deviation, mean
+from simpo.estimates import Estimate, deviation, mean, spearman
 
 PERCENT = "%"
 PER_TOKEN = "nats/token"
@@ -128,6 +128,7 @@ def measures(models: Iterable[Scored], beta: float = 1.0) -> list[Measure]:
         ("log-prob, chosen", PER_TOKEN, lambda one: mean(one.chosen_average)),
         ("log-prob, rejected", PER_TOKEN, lambda one: mean(one.rejected_average)),
         ("length rho, chosen", "", lambda one: length_correlation(one).rho),
+        ("length rho, margin", "", _margin_rho),
     ]
     of_change: list[tuple[str, str, Callable[[PairScores], Estimate]]] = [
         ("reward accuracy, DPO", PERCENT, lambda one: accuracy(one, "log_ratio").share),
@@ -146,6 +147,11 @@ def measures(models: Iterable[Scored], beta: float = 1.0) -> list[Measure]:
     found += [Measure(name, unit, {one.name: of(one.pairs) for one in moved}) for name, unit, of in of_change]
     found += [Measure(name, unit, {model: of(answers) for model, answers in written}) for name, unit, of in of_answers]
     return [measure for measure in found if measure.of]
+
+
+def _margin_rho(pairs: PairScores) -> Estimate:
+    """Spearman's rho of the margin and of how much longer the chosen response is: figure 2a as one number."""
+    return spearman(margins(pairs), pairs.chosen_lengths - pairs.rejected_lengths)
 
 
 def differences(models: Sequence[Scored], beta: float = 1.0) -> list[Measure]:

@@ -99,9 +99,9 @@ def grid_of(table: Sequence[Measure], *, signed: bool = False) -> tuple[list[str
     return ["", *names], rows
 
 
-def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    ruler = ["---", *["---:"] * (len(head) - 1)]
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, right: bool = True) -> str:
+    """A table in Markdown, all columns but the first at the `right`, as numbers stand, or at the left."""
+    ruler = ["---", *["---:" if right else "---"] * (len(head) - 1)]
     return "".join(f"| {' | '.join(map(_escaped, cells))} |\n" for cells in (head, ruler, *rows))
 
 

@@ -94,7 +94,7 @@ def _markdown(
     about = models_table(models)
     parts = [
         f"# Models on the same {len(models[0].pairs):,} pairs\n",
-        markdown_table(about.head, about.rows),
+        markdown_table(about.head, about.rows, right=False),
         markdown_table(*grid_of(numbers)),
         f"{NUMBERS}\n",
     ]

@@ -47,6 +47,11 @@ def of(table, name: str):
     return next(measure for measure in table if measure.name == name)
 
 
+def spearman_of_four() -> float:
+    """Ranks 1, 3.5, 3.5, 2 and 1, 2.5, 4, 2.5."""
+    return float(np.corrcoef([1, 3.5, 3.5, 2], [1, 2.5, 4, 2.5])[0, 1])
+
+
 def test_numbers_are_those_of_the_statistics(models) -> None:
     table = measures(models, beta=2.0)
     start, a, _ = (one.pairs for one in models)
@@ -56,6 +61,9 @@ def test_numbers_are_those_of_the_statistics(models) -> None:
     assert of(table, "margin, chosen shorter").of["A"].value == pytest.approx(
         2 * (a.chosen_average - a.rejected_average)[shorter].mean()
     )
+    biased = Scored("biased", scores([-5, -8, -20, -33], [-8, -9, -20, -30], [(5, 9), (10, 9), (25, 20), (30, 29)]))
+    # margins: -1 + 8/9, -0.8 + 1, -0.8 + 1, -1.1 + 30/29; longer by -4, 1, 5, 1
+    assert of(measures([biased]), "length rho, margin").of["biased"].value == pytest.approx(spearman_of_four())
     gained = (a.chosen - start.chosen).sum() / a.chosen_lengths.sum()
     assert of(table, "change of chosen log-prob").of["A"].value == pytest.approx(gained)
     assert set(of(table, "reward accuracy, DPO").of) == {"A", "B"}  # not of the initial policy itself
