@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from simpo.cli import analysis_files, main
-from simpo.cli.models_on_pairs import Plan, file_name, short_names
+from simpo.cli.models_on_pairs import Plan, _other_starts, file_name, short_names
 from simpo.errors import ConfigError
 from simpo.evals.pairs import kept
 from tests.launching import WORKERS, torchrun
@@ -199,6 +199,24 @@ def test_all_models_see_the_same_texts(tiny_dir, tuned) -> None:
     assert plan([tuned], initial="none").initial is None
     assert plan([tuned, tiny_dir]).initial is not None and plan([tuned, tiny_dir]).initial.name == "tiny"
     assert plan(["x"], initial="y", names=("initial",)).initial.name == "initial policy"
+
+
+def test_the_initial_policy_is_that_of_preference_runs(tiny_dir, tuned, tmp_path: Path) -> None:
+    """A supervised run among the models began with another one."""
+    manifests = {
+        "sft": {"settings": {"model_name_or_path": "pretrained"}},
+        "simpo": {"settings": {"model_name_or_path": str(tmp_path / "sft")}, "gamma": 1.0},
+        "other": {"settings": {"model_name_or_path": "elsewhere"}, "gamma": 1.0},
+    }
+    for name, manifest in manifests.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run_manifest.json").write_text(json.dumps(manifest))
+    sft, simpo, other = (str(tmp_path / name) for name in manifests)
+    found = plan([sft, simpo, other])
+    assert found.initial is found.settings[0]
+    assert plan([sft]).initial.model_name_or_path == "pretrained"
+    (note,) = _other_starts(found, found.initial)
+    assert note.startswith("other began with elsewhere")
 
 
 def test_names() -> None:

@@ -88,7 +88,7 @@ class Plan:
             replace(first, model_name_or_path=model, name=name, output_dir=str(output), **same)
             for model, name in zip(models, called, strict=True)
         ]
-        start = next(filter(None, map(_initial_of, models)), "") if initial is None else initial
+        start = _initial_of_all(models) if initial is None else initial
         policy = None
         if start and start != _NO_INITIAL:
             policy = next((one for one in found if _place(one.model_name_or_path) == _place(start)), None)
@@ -116,6 +116,12 @@ def _place(model: str) -> str:
     return str(Path(model).resolve()) if Path(model).exists() else model
 
 
+def _initial_of_all(models: Sequence[str]) -> str:
+    """What the first preference run began with, else the first run of any kind or adapter; empty where nobody says."""
+    preference = [model for model in models if "gamma" in run_manifest(model)]
+    return next(filter(None, map(_initial_of, [*preference, *models])), "")
+
+
 def _initial_of(model: str) -> str:
     """What the run of a model began with, or the base of an adapter; empty where nobody says."""
     from simpo.sampling.policy import base_model
@@ -123,6 +129,19 @@ def _initial_of(model: str) -> str:
     told = str(run_manifest(model).get("settings", {}).get("model_name_or_path") or "")
     base = base_model(model, None)
     return told or (base if base != model else "")
+
+
+def _other_starts(plan: Plan, policy: PairsSettings) -> list[str]:
+    """Notes on preference runs that began with another model than the one they are measured against."""
+    found = []
+    for one in plan.settings:
+        manifest = run_manifest(one.model_name_or_path)
+        start = manifest.get("settings", {}).get("model_name_or_path", "")
+        if "gamma" in manifest and start and _place(start) != _place(policy.model_name_or_path):
+            found.append(
+                f"{one.name} began with {start}; it is measured against {policy.model_name_or_path} all the same"
+            )
+    return found
 
 
 def short_names(models: Sequence[str]) -> list[str]:
@@ -219,6 +238,8 @@ def _score_all(
                 f"{error}. Say where it is with --initial MODEL"
             )
             policy = None
+    if policy is not None:
+        notes += _other_starts(plan, policy)
     return read, policy
 
 
