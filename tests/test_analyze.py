@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from simpo.cli import analysis_files, main
-from simpo.cli.models_on_pairs import Plan, _other_starts, file_name, short_names
+from simpo.cli.analysis_plan import Plan, file_name, other_starts, short_names
 from simpo.errors import ConfigError
 from simpo.evals.pairs import kept
 from tests.launching import WORKERS, torchrun
@@ -215,7 +215,7 @@ def test_the_initial_policy_is_that_of_preference_runs(tiny_dir, tuned, tmp_path
     found = plan([sft, simpo, other])
     assert found.initial is found.settings[0]
     assert plan([sft]).initial.model_name_or_path == "pretrained"
-    (note,) = _other_starts(found, found.initial)
+    (note,) = other_starts(found, found.initial)
     assert note.startswith("other began with elsewhere")
 
 

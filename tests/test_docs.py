@@ -17,9 +17,9 @@ import pytest
 import yaml
 
 from simpo import cli
+from simpo.cli.analysis_plan import Plan
 from simpo.cli.inspection import source_overrides
 from simpo.cli.launch import launch_config
-from simpo.cli.models_on_pairs import Plan
 from simpo.cli.words import split_overrides
 from simpo.errors import ConfigError, ModelError
 from simpo.evals.run import read_eval_settings

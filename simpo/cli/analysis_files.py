@@ -15,7 +15,7 @@ from simpo.errors import ConfigError
 from simpo.store import PART
 
 if TYPE_CHECKING:
-    from simpo.cli.models_on_pairs import Plan
+    from simpo.cli.analysis_plan import Plan
     from simpo.evals.pairs.greedy import Answer
 
 CSV, MARKDOWN, PAGE = "analysis.csv", "analysis.md", "report.html"

@@ -67,7 +67,8 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     if args.data is not None:
         overrides = [f"--dataset_name={args.data}", *overrides]
 
-    from simpo.cli.models_on_pairs import Plan, analyze
+    from simpo.cli.analysis_plan import Plan
+    from simpo.cli.analysis_run import analyze
 
     def plan(given: list[str]) -> Plan:
         return Plan.of(
