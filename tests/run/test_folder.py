@@ -9,6 +9,7 @@ from simpo.errors import ConfigError, ModelError
 from simpo.run.folder import (
     IDENTITY,
     MANIFEST,
+    REPORT,
     SETTINGS,
     CheckpointCallback,
     check_identity,
@@ -44,6 +45,7 @@ def test_an_interrupted_run_goes_on_from_its_last_whole_checkpoint(tmp_path) -> 
 def test_a_run_stopped_before_its_first_checkpoint_starts_again(tmp_path) -> None:
     (tmp_path / MANIFEST).write_text(json.dumps({"status": "running"}))
     (tmp_path / SETTINGS).write_text("beta: 2.0\n")
+    (tmp_path / REPORT).write_text("<h1>out</h1>")
     _checkpoint(tmp_path, 5, whole=False)
     assert find_checkpoint(tmp_path, None, overwrite=False) is None
     (tmp_path / "thesis.txt").write_text("x")
@@ -110,7 +112,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path) -> None:
 
 def test_clear_removes_what_a_run_left_and_nothing_else(tmp_path) -> None:
     _checkpoint(tmp_path, 5)
-    for name in ("model.safetensors", "adapter_config.json", MANIFEST, SETTINGS, "train_results.json"):
+    for name in ("model.safetensors", "adapter_config.json", MANIFEST, SETTINGS, REPORT, "train_results.json"):
         (tmp_path / name).write_text("{}")
     (tmp_path / "notes.txt").write_text("x")
     remove_earlier_run(tmp_path)

@@ -49,3 +49,26 @@ def test_a_log_alone_does_not_stop_a_fresh_start(args: TrainingArguments, tmp_pa
     (tmp_path / "logs").mkdir()
     (tmp_path / "run_manifest.json").write_text('{"status": "running"}')
     assert find_checkpoint(tmp_path, None, overwrite=False) is None
+
+
+def test_lines_say_how_long_training_took_and_how_much_memory(args: TrainingArguments, tmp_path: Path) -> None:
+    """The time goes on where the checkpoint of an earlier attempt was: what came after it does not count."""
+    earlier = [{"step": 2, "loss": 0.5, "elapsed": 100.0}, {"step": 3, "loss": 0.5, "elapsed": 170.0}]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in earlier))
+    state = TrainerState(global_step=2, is_world_process_zero=True)
+    log_file = LogFile()
+    log_file.on_train_begin(args, state, TrainerControl())
+    log_file.on_log(args, state, TrainerControl(), logs={"loss": 0.4})
+    line = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])
+    assert 100 <= line["elapsed"] < 160
+    assert 0.01 < line["memory_gib"] < 1000  # of this process: torch alone takes more than 10 MiB
+
+
+def test_time_starts_anew_with_a_fresh_run(args: TrainingArguments, tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text(json.dumps({"step": 2, "elapsed": 100.0}) + "\n")
+    state = TrainerState(global_step=0, is_world_process_zero=True)
+    log_file = LogFile()
+    log_file.on_train_begin(args, state, TrainerControl())
+    log_file.on_log(args, state, TrainerControl(), logs={"loss": 0.4})
+    (line,) = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert line["elapsed"] < 60

@@ -163,7 +163,10 @@ def _equal(one: PairScores, other: PairScores) -> bool:
 
 def _moved(pairs: PairScores) -> bool:
     """Whether these are not the initial policy's own scores."""
-    return pairs.ref_chosen is not None and not np.array_equal(pairs.chosen, pairs.ref_chosen)
+    initial = _initial(pairs)
+    return initial is not None and not (
+        np.array_equal(pairs.chosen, initial.chosen) and np.array_equal(pairs.rejected, initial.rejected)
+    )
 
 
 def _orders(pairs: PairScores) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from simpo.analysis.style import MUTED, canvas, labels, legend, look, styled, ze
 _FEW = 24  # points of a line that are marked one by one
 _RAW = 60  # points from which on a line is drawn smoothed, over a pale one of what was logged
 _WINDOWS = 30  # widths of the smoothing window along a line
+_TO = "\u00a0to\u00a0"  # no line of a title begins with its second half
 _STEEP = 20.0  # times the median that a value reaches for a log scale
 _LOGS = Mapping[str, Sequence[Line]]
 _Points = Mapping[int, float]  # by step
@@ -112,15 +113,17 @@ def with_speed(log: Sequence[Line]) -> list[Line]:
     return found
 
 
-def smoothed(values: Sequence[float]) -> np.ndarray:
-    """Means of a window around each value, which narrows towards both ends: the curve neither lags nor bends there."""
+def smoothed(values: Sequence[float] | np.ndarray, *, log: bool = False) -> np.ndarray:
+    """Means over a thirtieth of the values around each, so that the curve does not lag; what lies beyond the ends is
+    left out of them. With `log`, medians where single values reach far above the others, as gradient norms do."""
     found = np.asarray(values, dtype=np.float64)
-    half = len(found) // _WINDOWS // 2
-    sums = np.concatenate([[0.0], np.cumsum(found)])
-    at = np.arange(len(found))
-    reach = np.minimum(half, np.minimum(at, len(found) - 1 - at))
-    means: np.ndarray = (sums[at + reach + 1] - sums[at - reach]) / (2 * reach + 1)
-    return means
+    half = max(1, len(found) // _WINDOWS // 2)
+    pick = np.median if log and _is_steep(found) else np.mean
+    return np.array([pick(found[max(0, at - half) : at + half + 1]) for at in range(len(found))])
+
+
+def _is_steep(values: np.ndarray) -> bool:
+    return bool(values.min() > 0 and values.max() > _STEEP * np.median(values))
 
 
 def _watched(logs: _LOGS) -> list[Curve]:
@@ -174,8 +177,8 @@ def _draw(curve: Curve, points: _Drawn, runs: Sequence[str]) -> Any:
         label = shown[run] if several else line.label
         steps = np.array(sorted(found))
         values = scale * np.array([found[int(step)] for step in steps])
-        smooth = _is_smoothed(curve, line, found)
-        _line(axes, line, steps, values, look(at), None if label in named else label, smooth)
+        smooth = smoothed(values, log=curve.log) if _is_smoothed(curve, line, found) else None
+        _line(axes, line, steps, values, smooth, look(at) | {"label": None if label in named else label})
         named.add(label)
     _scales(axes, curve, [scale * value for found in points.values() for value in found.values()])
     axes.set_xlabel("step")
@@ -185,17 +188,16 @@ def _draw(curve: Curve, points: _Drawn, runs: Sequence[str]) -> Any:
 
 
 def _line(
-    axes: Any, line: _Line, steps: np.ndarray, values: np.ndarray, style: Any, label: str | None, smooth: bool
+    axes: Any, line: _Line, steps: np.ndarray, values: np.ndarray, smooth: np.ndarray | None, style: dict[str, Any]
 ) -> None:
+    few = len(steps) <= _FEW
     if line.evaluation:
-        few = {"markevery": max(1, len(steps) // _FEW)}
-        axes.plot(steps, values, **style, **few, linestyle="--", linewidth=1.4, label=label, zorder=3)
-    elif smooth:
+        axes.plot(steps, values, **style, markevery=max(1, len(steps) // _FEW), linestyle="--", linewidth=1.4, zorder=3)
+    elif smooth is not None:
         axes.plot(steps, values, color=style["color"], alpha=0.25, linewidth=0.8)
-        axes.plot(steps, smoothed(values), color=style["color"], label=label)
+        axes.plot(steps, smooth, **style | {"marker": None})
     else:
-        marker = style["marker"] if len(steps) <= _FEW else None
-        axes.plot(steps, values, color=style["color"], marker=marker, markersize=3, label=label)
+        axes.plot(steps, values, **style | {"marker": style["marker"] if few else None}, markersize=3)
 
 
 def _scales(axes: Any, curve: Curve, values: Sequence[float]) -> None:
@@ -207,7 +209,7 @@ def _scales(axes: Any, curve: Curve, values: Sequence[float]) -> None:
     low, high = min(values), max(values)
     if curve.zero and low - 0.2 * (high - low) < 0 < high + 0.2 * (high - low):
         zero_line(axes)
-    if curve.log and low > 0 and high > _STEEP * float(np.median(values)):
+    if curve.log and _is_steep(np.array(values)):
         axes.set_yscale("log")
     elif high - low < 1e-9 * max(abs(high), 1e-9):  # equal values: an axis of a digit after many zeros says nothing
         axes.set_ylim(low - 0.1 * max(abs(low), 1e-9), high + 0.1 * max(abs(high), 1e-9))
@@ -222,9 +224,10 @@ def _title(curve: Curve, points: _Drawn, several: bool) -> str:
     for line in lines[:2]:
         (found,) = [one for (_, other), one in points.items() if other == line]
         values = [found[step] for step in sorted(found)]
-        ends = smoothed(values) if _is_smoothed(curve, line, found) else values
+        ends = smoothed(values, log=curve.log) if _is_smoothed(curve, line, found) else values
         name = "" if line.label == "training" else line.label.removesuffix(", training") + " "
-        seen.append(name.lstrip() + " to ".join(_show(value, curve.percent) for value in (ends[0], ends[-1])))
+        shown = dict.fromkeys(_show(value, curve.percent) for value in (ends[0], ends[-1]))
+        seen.append(name.lstrip() + _TO.join(shown))
     return f"{curve.title}: {'; '.join(seen)}" if seen else curve.title
 
 

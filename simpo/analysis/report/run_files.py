@@ -64,7 +64,8 @@ class RunFiles:
     def settings(self) -> Mapping[str, Any]:
         """Every setting that was given; tokens of accounts are left out."""
         found = self.manifest.get("settings")
-        return {key: value for key, value in found.items() if not key.endswith("_token")} if _mapping(found) else {}
+        given = found if isinstance(found, dict) else {}
+        return {key: value for key, value in given.items() if not key.endswith("_token")}
 
     @property
     def last_step(self) -> int:

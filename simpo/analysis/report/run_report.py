@@ -38,9 +38,9 @@ def write_report(folders: Sequence[str | Path], output: str | Path | None = None
     """
     paths = [Path(folder) for folder in folders]
     path = Path(output) if output is not None else (paths[0] if len(paths) == 1 else Path()) / REPORT
-    if path.is_dir():
+    if output is not None and path.is_dir():
         raise ConfigError(f"--output {path} is a folder; name a file in it, such as {path / REPORT}")
-    if not path.parent.is_dir():
+    if output is not None and not path.parent.is_dir():
         raise ConfigError(f"--output {path}: there is no folder {path.parent}; make it first")
     return write_page(report_page(paths, path.parent), path)
 
@@ -60,15 +60,16 @@ def report_page(folders: Sequence[str | Path], beside: str | Path = ".") -> Page
         raise ConfigError("a report needs a run at least; give the output_dir of one")
     runs = dict(zip(names_of(read), read, strict=True))
     several = len(runs) > 1
+    first = [Section("Runs", [_summaries(runs)]), Section("Settings", _differing(runs))] if several else []
     sections = [
-        *([Section("Runs", [_summaries(runs)])] if several else []),
+        *first,
         Section("Warnings", _warnings(runs)),
-        Section("Settings", _differing(runs) if several else _settings(read[0])),
-        Section("Data", _data(runs)),
         Section("Training", _training(runs)),
         Section("Evaluation", _evaluation(runs)),
         Section("Before and after", figures(runs)),
         Section("Samples", samples(runs)),
+        *([] if several else [Section("Settings", _settings(read[0]))]),
+        Section("Data", _data(runs)),
         Section("Files", _files(runs, Path(beside))),
     ]
     title = f"{len(runs)} runs: {', '.join(list(runs)[:3])}{', …' * (len(runs) > 3)}" if several else next(iter(runs))

@@ -126,8 +126,8 @@ def _state(run: RunFiles) -> Iterator[tuple[Level, str]]:
     yield from (("note", problem) for problem in run.problems)
     lost = [line["step"] for line in run.log if any(_is_lost(line.get(key)) for key in _NOT_FINITE)]
     if lost:
-        lines = "1 log line has" if len(lost) == 1 else f"{len(lost):,} log lines have"
-        yield "stop", f"{lines} a loss or a gradient norm that is no finite number, from step {lost[0]:,} on."
+        times = "once" if len(lost) == 1 else f"{len(lost):,} times, first"
+        yield "stop", f"Loss or gradient norm was no finite number {times} at step {lost[0]:,}."
 
 
 def _is_lost(value: Any) -> bool:
