@@ -72,7 +72,8 @@ def on_common_pairs(models: Sequence[Scored]) -> tuple[list[Scored], list[str]]:
     Raises:
         DataError: no pair is common to all.
     """
-    common = [place for place in models[0].pairs.places() if all(place in _places(one) for one in models[1:])]
+    shared = set.intersection(*(set(one.pairs.places()) for one in models))
+    common = [place for place in models[0].pairs.places() if place in shared]
     if not common:
         raise DataError("the models have no pair in common; score all of them on one set")
     notes = [
@@ -100,10 +101,6 @@ def on_common_pairs(models: Sequence[Scored]) -> tuple[list[Scored], list[str]]:
                 "initial policy with the same tokenizer"
             )
     return found, notes
-
-
-def _places(model: Scored) -> set[object]:
-    return set(model.pairs.places())
 
 
 def _same_tokens(one: Scored, other: Scored) -> bool:

@@ -128,7 +128,7 @@ def test_no_line_of_the_terminal_is_wider_than_it(models, width: int) -> None:
     lines = file.getvalue().splitlines()
     assert max(map(len, map(str.rstrip, lines))) <= width
     assert "…" not in "".join(line[20:] for line in lines if "[" in line)  # no number is cut off
-    assert file.getvalue().count("length rho") == {60: 2, 80: 2, 200: 1}[width]
+    assert file.getvalue().count("length rho, chosen") == {60: 2, 80: 2, 200: 1}[width]
 
 
 def test_tables_hold_every_number(models) -> None:
