@@ -163,6 +163,9 @@ def test_wrong_models_and_data(tiny_dir, pairs_file, tmp_path: Path, capsys) -> 
     empty.write_text("")
     assert analyze("--models", tiny_dir, data=str(empty), output=tmp_path / "b") == 2
     assert "empty.jsonl" in capsys.readouterr().err
+    assert not (tmp_path / "a").exists() and not (tmp_path / "b").exists()  # another try may take them
+    assert main(["analyze", "--models", tiny_dir]) == 2
+    assert "--data: is missing" in capsys.readouterr().err
 
 
 def plan(models: list[str], *overrides: str, names: tuple[str, ...] = (), **more: Any) -> Plan:

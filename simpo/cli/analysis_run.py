@@ -39,10 +39,16 @@ def analyze(plan: Plan) -> None:
     accelerator = Accelerator(cpu=plan.settings[0].use_cpu)
     main = accelerator.is_main_process
     if main:
-        _open_folder(plan)
+        _check_folder(plan)
     accelerator.wait_for_everyone()
     notes: list[str] = []
-    read, policy = _score_all(plan, accelerator, notes)
+    read = {one.name: _read(one, accelerator, first=one is plan.settings[0]) for one in plan.settings}
+    if main:  # not before data and models are known to be there: a folder belongs to the pairs that it names
+        _make_folder(plan)
+    accelerator.wait_for_everyone()
+    for one in plan.settings:
+        _score(one, read[one.name], plan, accelerator)
+    policy = _score_initial(plan, read, accelerator, notes)
     if not main:
         return
     settings = [*([policy] if policy and policy not in plan.settings else []), *plan.settings]
@@ -52,27 +58,37 @@ def analyze(plan: Plan) -> None:
     _show_and_write(plan, models, answers, [*notes, *more], read)
 
 
-def _open_folder(plan: Plan) -> None:
-    """Make the output folder, or check that it is one of an analysis of the same pairs."""
-    folder, first = plan.output, plan.settings[0]
-    data = {"dataset": dict(first.data.dataset_mixer or {}), "splits": first.dataset_splits}
+def _check_folder(plan: Plan) -> None:
+    """What is there must be an analysis of the same pairs."""
+    folder = plan.output
     try:
         there = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
         if there and STATE not in there:
             raise ConfigError(f"--output {folder}: holds something else ({', '.join(there[:3])}); name another folder")
         if there:
             found = _state(folder / STATE)
-            if found["data"] != data:
+            if found["data"] != _data_of(plan):
                 raise ConfigError(
                     f"--output {folder}: holds an analysis of other pairs ({', '.join(found['data']['dataset'])}); "
                     "name another folder, or delete this one"
                 )
-        for name in (SCORES, ANSWERS):
-            (folder / name).mkdir(parents=True, exist_ok=True)
-        models = {one.name: one.model_name_or_path for one in plan.settings}
-        write_whole(folder / STATE, {"format": _FORMAT, "data": data, "models": models})
     except OSError as error:
-        raise ConfigError(f"--output {folder}: cannot be written: {error.strerror or error}") from error
+        raise ConfigError(f"--output {folder}: cannot be read: {error.strerror or error}") from error
+
+
+def _make_folder(plan: Plan) -> None:
+    models = {one.name: one.model_name_or_path for one in plan.settings}
+    try:
+        for name in (SCORES, ANSWERS):
+            (plan.output / name).mkdir(parents=True, exist_ok=True)
+        write_whole(plan.output / STATE, {"format": _FORMAT, "data": _data_of(plan), "models": models})
+    except OSError as error:
+        raise ConfigError(f"--output {plan.output}: cannot be written: {error.strerror or error}") from error
+
+
+def _data_of(plan: Plan) -> dict[str, Any]:
+    first = plan.settings[0]
+    return {"dataset": dict(first.data.dataset_mixer or {}), "splits": first.dataset_splits}
 
 
 def _state(path: Path) -> dict[str, Any]:
@@ -84,11 +100,28 @@ def _state(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: is none of simpo analyze; name another --output") from error
 
 
-def _score_all(
-    plan: Plan, accelerator: Accelerator, notes: list[str]
-) -> tuple[dict[str, ReadPairs], PairsSettings | None]:
-    """Token ids by the name of the model, and the initial policy if it could be scored."""
-    read = {one.name: _score_one(one, plan, accelerator, first=one is plan.settings[0]) for one in plan.settings}
+def _read(settings: PairsSettings, accelerator: Accelerator, *, first: bool = False) -> ReadPairs:
+    from simpo.evals.pairs.measure import read_tokens
+
+    read = read_tokens(settings, accelerator)
+    if first and read.report is not None and accelerator.is_main_process:
+        print("\n".join(read.report.lines()), flush=True)
+    return read
+
+
+def _score(settings: PairsSettings, read: ReadPairs, plan: Plan, accelerator: Accelerator) -> None:
+    from simpo.evals.pairs.kept import kept_scores
+
+    scored = kept_scores(plan.output / SCORES / f"{file_name(settings.name)}.parquet", settings, read, accelerator)
+    if accelerator.is_main_process:
+        how = "scored" if scored else "scores are there"
+        print(f"{settings.name}: {how}, {len(read.data):,} pairs", flush=True)
+
+
+def _score_initial(
+    plan: Plan, read: dict[str, ReadPairs], accelerator: Accelerator, notes: list[str]
+) -> PairsSettings | None:
+    """The initial policy, if there is one and it can be scored; else a note says how."""
     policy = plan.initial
     if policy is None:
         notes.append(
@@ -96,9 +129,11 @@ def _score_all(
             if plan.implied
             else "Nothing is measured against an initial policy, as --initial none asks"
         )
-    elif policy.name not in read:
+        return None
+    if policy.name not in read:
         try:
-            read[policy.name] = _score_one(policy, plan, accelerator)
+            read[policy.name] = _read(policy, accelerator)
+            _score(policy, read[policy.name], plan, accelerator)
         except ModelError as error:
             if not plan.implied:
                 raise
@@ -106,25 +141,9 @@ def _score_all(
                 f"Nothing is measured against the initial policy {policy.model_name_or_path}, which a run names: "
                 f"{error}. Say where it is with --initial MODEL"
             )
-            policy = None
-    if policy is not None:
-        notes += other_starts(plan, policy)
-    return read, policy
-
-
-def _score_one(settings: PairsSettings, plan: Plan, accelerator: Accelerator, *, first: bool = False) -> ReadPairs:
-    from simpo.evals.pairs.kept import kept_scores
-    from simpo.evals.pairs.measure import read_tokens
-
-    read = read_tokens(settings, accelerator)
-    main = accelerator.is_main_process
-    if main and first and read.report is not None:
-        print("\n".join(read.report.lines()), flush=True)
-    scored = kept_scores(plan.output / SCORES / f"{file_name(settings.name)}.parquet", settings, read, accelerator)
-    if main:
-        how = "scored" if scored else "scores are there"
-        print(f"{settings.name}: {how}, {len(read.data):,} pairs", flush=True)
-    return read
+            return None
+    notes += other_starts(plan, policy)
+    return policy
 
 
 def _answers(

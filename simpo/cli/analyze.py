@@ -67,6 +67,9 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     if args.data is not None:
         overrides = [f"--dataset_name={args.data}", *overrides]
 
+    if not any(word.startswith(("--dataset_name", "--dataset_mixer")) for word in overrides):
+        raise ConfigError("--data: is missing; name held-out pairs, a file or a hub name")
+
     from simpo.cli.analysis_plan import Plan
     from simpo.cli.analysis_run import analyze
 
