@@ -17,7 +17,7 @@ import yaml
 import simpo
 from simpo import cli
 from simpo.cli import launch, train
-from simpo.cli.words import split_overrides
+from simpo.cli.words import Flag, split_overrides
 from simpo.errors import ConfigError, DataError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -117,6 +117,12 @@ def test_wrong_usage(words: tuple[str, ...], capsys: pytest.CaptureFixture[str])
 )
 def test_words_are_divided(words: str, own: list[str], overrides: list[str]) -> None:
     assert split_overrides(words.split(), train.FLAGS) == (own, overrides)
+
+
+def test_an_option_of_several_words_ends_at_the_next() -> None:
+    words = ["--models", "a", "-b", "--names", "x", "--models=c", "d", "--beta", "2"]
+    own = ["--models=a", "--models=-b", "--names=x", "--models=c", "d"]
+    assert split_overrides(words, {"--models": Flag("several"), "--names": Flag("several")}) == (own, ["--beta=2"])
 
 
 @pytest.mark.parametrize("name", cli.VERBS)

@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from simpo import cli
+from simpo.cli.analysis_plan import Plan
 from simpo.cli.inspection import source_overrides
 from simpo.cli.launch import launch_config
 from simpo.cli.words import split_overrides
@@ -178,6 +179,17 @@ def check_simpo(words: list[str], tmp_path: Path) -> None:
     if words[0] == "eval":
         model = [f"--model_name_or_path={args.model}"] if args.model else []
         read_eval_settings(args.benchmark, config_files(args.configs, tmp_path), [*model, *overrides])
+        return
+    if words[0] == "analyze":
+        Plan.of(
+            args.models,
+            args.names,
+            [f"--dataset_name={args.data}", *overrides],
+            initial=args.initial,
+            output=args.output,
+            prompts=args.prompts,
+            max_new_tokens=args.max_new_tokens,
+        )
         return
     if words[0] in WITHOUT_SETTINGS:
         assert not overrides

@@ -6,6 +6,7 @@ Shape letters: B pairs.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -61,15 +62,15 @@ class PairScores:
                 raise DataError(
                     f"source has the shape {np.shape(self.source)}, row {self.row.shape}; give one per pair"
                 )
-        (place, count), *_ = Counter(self._places()).most_common(1)
+        (place, count), *_ = Counter(self.places()).most_common(1)
         if count > 1:
             raise DataError(f"{_named(place)} is there {count} times; each pair needs its own")
 
     def __len__(self) -> int:
         return len(self.row)
 
-    def _places(self) -> list[_Place]:
-        """What tells each pair from the others."""
+    def places(self) -> list[_Place]:
+        """[B] what tells each pair from the others: its source, or None where there is one, and its row."""
         sources = [None] * len(self.row) if self.source is None else self.source.tolist()
         return list(zip(sources, self.row.tolist(), strict=True))
 
@@ -96,6 +97,19 @@ class PairScores:
             )
         return self.chosen - self.ref_chosen, self.rejected - self.ref_rejected
 
+    def only(self, places: Sequence[tuple[Any, int]]) -> PairScores:
+        """The pairs at these places, (source or None, row), in their order.
+
+        Raises:
+            KeyError: there is no such pair.
+        """
+        found = {place: at for at, place in enumerate(self.places())}
+        order = np.array([found[place] for place in places])
+        parts: dict[str, Any] = {
+            field.name: None if (part := getattr(self, field.name)) is None else part[order] for field in fields(self)
+        }
+        return PairScores(**parts)
+
     def against(self, initial: PairScores) -> PairScores:
         """These scores with those of the initial policy on the same pairs, whatever their order, as `ref_*`.
 
@@ -107,7 +121,7 @@ class PairScores:
             raise DataError(
                 "only one of the two scores says of which source its rows are; give both the column source, or neither"
             )
-        places, found = self._places(), {place: at for at, place in enumerate(initial._places())}
+        places, found = self.places(), {place: at for at, place in enumerate(initial.places())}
         missing = [place for place in places if place not in found]
         if missing:
             raise DataError(

@@ -110,7 +110,7 @@ def accuracies(results: Mapping[str, Mapping[str, Accuracy]]) -> Figure:
     """Share of pairs in the right order: figures 3a and 4c.
 
     Args:
-        results: by model, and in it by score, e.g. `reward` and `likelihood`.
+        results: by model, and in it by score, e.g. `reward`, `likelihood` and `sum likelihood`.
     """
     models = _named(results)
     scores = list(dict.fromkeys(score for found in models.values() for score in found))
@@ -130,8 +130,15 @@ def accuracies(results: Mapping[str, Mapping[str, Accuracy]]) -> Figure:
 
 @styled
 def reward_against_likelihood(results: Mapping[str, Contingency]) -> Figure:
-    """Order by DPO's reward against order by likelihood, a table of shares per model: figure 4b."""
+    """Order by DPO's reward against order by likelihood, a table of shares per model: figure 4b.
+
+    Raises:
+        DataError: likelihood is the log-prob per token of some and the sum of others.
+    """
     models = _named(results)
+    likelihoods = {found.likelihood for found in models.values()}
+    if len(likelihoods) > 1:
+        raise DataError("one picture shows the order by one likelihood; call contingency with the same for all models")
     figure, grid = _panels(titles.of_contingencies(models), len(models), each=2.0)
     for axes, (name, found) in zip(grid, models.items(), strict=False):
         counts = np.array([[found.both, found.reward_only], [found.likelihood_only, found.neither]])
@@ -147,7 +154,8 @@ def reward_against_likelihood(results: Mapping[str, Contingency]) -> Figure:
         axes.grid(visible=False)
         axes.tick_params(length=0)
         axes.set_title(name, loc="left")
-    figure.supxlabel("order by log-prob", fontsize=10)
+    words = {"average": "log-prob per token", "sum": "summed log-prob"}
+    figure.supxlabel(f"order by {words[likelihoods.pop()]}", fontsize=10)
     figure.supylabel("order by DPO reward", fontsize=10)
     return figure
 
@@ -176,21 +184,33 @@ def divergences(results: Mapping[str, Divergence], side: str = "chosen") -> Figu
 
 @styled
 def generations(results: Mapping[str, GenerationStatistics]) -> Figure:
-    """Lengths, ending and repetition of sampled responses."""
+    """Lengths, ending and repetition of sampled responses; a looping one repeats more than half of itself.
+
+    Raises:
+        DataError: models have no n of distinct n-grams in common.
+    """
     models = _named(results)
-    figure, grid = canvas(titles.of_generations(models), 1.9 + 0.8 * len(models), 2, 2, sharey=True)
+    last = max(set.intersection(*(set(found.distinct) for found in models.values())), default=0)
+    if not last:
+        raise DataError(
+            "the models have no n of distinct n-grams in common; call generation_statistics with the same orders for "
+            "all, one at least"
+        )
+    figure, grid = canvas(titles.of_generations(models), 2.6 + 1.2 * len(models), 3, 2, sharey=True)
+    grid.pop().set_visible(False)
     for at, (found, style) in enumerate((found, look(at)) for at, found in enumerate(models.values())):
         percentiles = found.lengths.percentiles
         grid[0].plot([percentiles[5], percentiles[95]], [at, at], color=style["color"], linewidth=1.5)
         grid[0].plot([percentiles[25], percentiles[75]], [at, at], color=style["color"], linewidth=5, alpha=0.5)
         grid[0].plot([percentiles[50]], [at], **style)
-        last = max(found.distinct)
-        for axes, one in zip(grid[1:], (found.stopped, found.repeated, found.distinct[last]), strict=True):
+        shares = (found.stopped, found.repeated, found.looping, found.distinct[last])
+        for axes, one in zip(grid[1:], shares, strict=True):
             intervals(axes, [at], [one], scale=100, **style)
     words = (
         "tokens: median, 50%, 90%",
         "ended by itself (%)",
         "longest repeat (% of tokens)",
+        "looping (%)",
         f"distinct {last}-grams (%)",
     )
     for axes, label in zip(grid, words, strict=True):

@@ -102,6 +102,7 @@ class Contingency:
         ties: pairs that an order does not tell apart; in no other count.
         agreement: share of pairs on which the orders agree.
         contradicted: of the pairs that the reward puts right, the share where likelihood prefers the rejected response.
+        likelihood: `average` log-prob per token, or `sum`.
     """
 
     both: int
@@ -111,6 +112,7 @@ class Contingency:
     ties: int
     agreement: Estimate
     contradicted: Estimate
+    likelihood: Literal["average", "sum"] = "average"
 
 
 @dataclass(frozen=True)
@@ -161,8 +163,9 @@ def margins(pairs: PairScores, reward: Reward = "average", beta: float = 1.0) ->
 def accuracy(pairs: PairScores, reward: Reward = "average") -> Accuracy:
     """Share of pairs with reward(chosen) > reward(rejected), with Wilson's interval: figures 3a and 4c.
 
-    `average` gives SimPO's reward accuracy, `log_ratio` DPO's, and `sum` the likelihood accuracy: whether the whole
-    chosen response is more probable, which favours short ones.
+    `average` gives the likelihood accuracy, by the paper's average log-likelihood, which is SimPO's reward accuracy
+    too; `log_ratio` gives DPO's reward accuracy; `sum` the sum likelihood accuracy: whether the whole chosen response
+    is more probable, which favours short ones.
     """
     found = margins(pairs, reward)
     return Accuracy(share(int((found > 0).sum()), len(found)), int((found == 0).sum()))
@@ -219,8 +222,8 @@ def length_correlation(pairs: PairScores, side: Side = "chosen") -> LengthCorrel
     """Log-prob per token against length with Spearman's rho: figures 2b, 2c and 4a, table 6.
 
     A larger rho than the initial policy's says that training raised the probability of long responses more.
-    One side at a time: the two responses of a pair share a prompt and are not independent, as the interval of
-    `simpo.estimates.spearman` asks.
+    One side at a time (`simpo eval pairs` puts both together): the two responses of a pair share a prompt and are not
+    independent, as the interval of `simpo.estimates.spearman` asks.
     """
     _known("side", side, Side)
     length = pairs.chosen_lengths if side == "chosen" else pairs.rejected_lengths
@@ -285,6 +288,7 @@ def contingency(pairs: PairScores, likelihood: Literal["average", "sum"] = "aver
         ties=int((~told).sum()),
         agreement=share(both + neither, int(told.sum())),
         contradicted=share(reward_only, both + reward_only),
+        likelihood=likelihood,
     )
 
 

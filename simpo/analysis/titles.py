@@ -63,7 +63,7 @@ def of_distributions(models: Mapping[str, Distribution], what: str) -> str:
 def of_accuracies(models: Mapping[str, Mapping[str, Accuracy]], score: str) -> str:
     """How often one score is right, and in whom most often."""
     shares = {name: found[score].share for name, found in models.items() if score in found}
-    first, right = apart(shares), f"{score.capitalize()} order is right"
+    first, right = apart(shares), f"{score[:1].upper()}{score[1:]} order is right"
     if first:
         return f"{right} most often in {first}: {shares[first].value:.1%}"
     return f"{right} in {span(shares, '.1%')} of pairs" + (", none clearly ahead" if len(shares) > 1 else "")

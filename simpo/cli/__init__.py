@@ -9,6 +9,7 @@ from typing import Protocol
 
 from simpo import __version__
 from simpo.cli import (
+    analyze,
     annotate,
     binarize,
     chat,
@@ -53,6 +54,7 @@ VERBS: dict[str, Verb] = {
     "iterate": iterate,
     "eval": evaluate,
     "compare": compare,
+    "analyze": analyze,
     "report": report,
     "chat": chat,
     "reference": reference,

@@ -8,7 +8,8 @@ Verbs: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 class Flag(NamedTuple):
-    """How an option takes a value: `none`, `needed`, or `optional` (only as --flag=value; alone it means true)."""
+    """How an option takes a value: `none`, `needed`, `several` (one word after another, up to the next option), or
+    `optional` (only as --flag=value; alone it means true)."""
 
     value: str
 
@@ -63,6 +64,9 @@ def split_overrides(words: Sequence[str], flags: dict[str, Flag]) -> tuple[list[
             own.append(f"{option}={value}")
         elif flags[option].value == "needed" and rest:
             own.append(f"{option}={rest.pop(0)}")
+        elif flags[option].value == "several":
+            while rest and not rest[0].startswith("--"):
+                own.append(f"{option}={rest.pop(0)}")
         elif flags[option].value == "optional":
             # The next word is a checkpoint unless it can only be a settings file or an option.
             given = rest and not rest[0].startswith("-") and not rest[0].endswith((".yaml", ".yml"))

@@ -81,7 +81,7 @@ def gallery(models):
             of_each(lambda one: distribution(rewards(one, beta=2)[0])), unit="beta 2"
         ),
         "accuracies": plots.accuracies(
-            of_each(lambda one: {"reward": accuracy(one), "likelihood": accuracy(one, "sum")})
+            of_each(lambda one: {"reward": accuracy(one), "sum likelihood": accuracy(one, "sum")})
         ),
         "reward_against_likelihood": plots.reward_against_likelihood(of_each(contingency)),
         "divergences": plots.divergences(of_each(divergence)),
@@ -277,6 +277,33 @@ def test_nothing_to_draw_is_an_error():
         plots.margins_by_length({})
     with pytest.raises(DataError, match="needs a score at least"):
         plots.accuracies({"A": {}})
+
+
+def test_the_axis_says_which_likelihood():
+    pairs = population(30, seed=0)
+    pairs = pairs.against(pairs)
+    tables = {kind: contingency(pairs, kind) for kind in ("average", "sum")}
+    labels = {kind: plots.reward_against_likelihood({"A": found}).get_supxlabel() for kind, found in tables.items()}
+    assert labels == {"average": "order by log-prob per token", "sum": "order by summed log-prob"}
+    with pytest.raises(DataError, match="the same for all models"):
+        plots.reward_against_likelihood(dict(zip("AB", tables.values(), strict=True)))
+
+
+def test_generations_draw_what_all_models_have():
+    """Looping has a panel; distinct n-grams are of the largest n in common."""
+    responses, stopped = [[1, 2] * 20, list(range(9)), [5]], [False, True, True]
+    found = {"A": generation_statistics(responses, stopped), "B": generation_statistics(responses, stopped, (1, 2))}
+    panels = {axes.get_xlabel(): axes for axes in plots.generations(found).axes if axes.get_visible()}
+    assert len(panels) == 5 and "distinct 2-grams (%)" in panels
+    (looping,) = (axes for label, axes in panels.items() if label == "looping (%)")
+    assert looping.containers[0].lines[0].get_xdata() == pytest.approx([100 / 3])
+    for orders in ((), (3,)):
+        with pytest.raises(DataError, match="orders for all, one at least"):
+            plots.generations(
+                found
+                | {"C": generation_statistics(responses, stopped, orders)}
+                | ({} if not orders else {"B": generation_statistics(responses, stopped, (1,))})
+            )
 
 
 def test_without_matplotlib_the_extra_is_named(monkeypatch):

@@ -223,7 +223,7 @@ def test_definitions() -> None:
     """Two pairs that the two orders see differently, and a tie, which is no success."""
     metrics = pair_statistics(scored([-4, -3, -2], [-3, -4, -2], [4, 1, 2], [1, 4, 2]), beta=2.0)
     assert metrics["reward_accuracy"].value == pytest.approx(100 / 3)  # -1 > -3, -3 < -1, -1 = -1
-    assert metrics["likelihood_accuracy"].value == pytest.approx(100 / 3)  # -4 < -3, -3 > -4
+    assert metrics["sum_likelihood_accuracy"].value == pytest.approx(100 / 3)  # -4 < -3, -3 > -4
     assert metrics["reward_margin"].value == pytest.approx((4 - 4 + 0) / 3)
     assert metrics["chosen_logps"].value == pytest.approx(-5 / 3)
     third = share(1, 3)

@@ -18,7 +18,7 @@ from simpo.errors import ConfigError
 from simpo.store import PART
 
 _TEMPLATE = Path(__file__).with_name("page.html.jinja")
-_NUMBER = re.compile(r"[-+−±]?[\d.,]+\S*( \S{1,6}){0,2}|nan|[-+−]?inf|[-–—]?")
+_NUMBER = re.compile(r"[-+−±]?[\d.,]+\S*(( \S{1,6}){0,2}| \[\S+ \S+\])|nan|[-+−]?inf|[-–—]?")
 
 
 def render_page(page: Page) -> str:

@@ -2,9 +2,11 @@
 
     reward(y) = beta / |y| * log pi(y | x)             SimPO, arXiv 2405.14734, eq. 4
     reward accuracy: share of pairs with reward(w) > reward(l)
-    likelihood accuracy: share of pairs with log pi(w | x) > log pi(l | x), summed over tokens
+    sum likelihood accuracy: share of pairs with log pi(w | x) > log pi(l | x), summed over tokens
     reward margin: mean of reward(w) - reward(l)
-    length correlation: Spearman's rho of log pi(y | x) / |y| and |y| over all responses (section 4.2, figure 2)
+    length correlation: Spearman's rho of log pi(y | x) / |y| and |y|, over both responses of all pairs (section 4.2)
+
+An order by log pi(y | x) / |y|, the likelihood accuracy of simpo.analysis, is the reward accuracy itself.
 
 Shape letters: N pairs.
 """
@@ -26,6 +28,7 @@ from simpo.evals.pairs.settings import PairsSettings
 from simpo.evals.results import Metric, Result, write_result
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
     from datasets import Dataset
 
     from simpo.data.load import LoadReport
@@ -52,6 +55,32 @@ class ScoredPairs(NamedTuple):
     rejected_lengths: NDArray[np.int64]
     chosen: Floats
     rejected: Floats
+
+
+class ReadPairs(NamedTuple):
+    """Tokenised pairs, before a model has seen them.
+
+    Fields:
+        told: how pairs become tokens, and beta.
+        data: N tokenised rows.
+        origin: where rows come from.
+        report: what became of them; None where the sources hold token ids.
+    """
+
+    told: dict[str, Any]
+    data: Dataset
+    origin: LoadReport
+    report: TokenizeReport | None
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """Cause -> rows left out."""
+        return dict(self.report.dropped) if self.report else {}
+
+    def places(self) -> list[tuple[str, int]]:
+        """[N] source of each pair, and its row there, from 0."""
+        kept = np.asarray(self.data["row"]) if "row" in self.data.column_names else np.arange(len(self.data))
+        return [self.origin.locate(int(self.origin.numbers[row])) for row in kept]
 
 
 def run_pairs(settings: PairsSettings) -> Result:
@@ -82,18 +111,46 @@ def evaluate_pairs(settings: PairsSettings) -> Result:
 
 def measure_pairs(settings: PairsSettings) -> tuple[Result, ScoredPairs]:
     """The numbers, and what they are made of."""
-    import torch
     from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=settings.use_cpu)
+    read = read_tokens(settings, accelerator)
+    if accelerator.is_main_process and read.report is not None:
+        print("\n".join(read.report.lines()), flush=True)
+    pairs = score(settings, read, accelerator)
+    metrics = pair_statistics(pairs, beta=float(read.told["beta"]), seed=settings.seed)
+    counts = {"pairs": len(pairs.row), **{f"dropped: {cause}": count for cause, count in read.dropped.items()}}
+    about = _about(settings, read.told, weights_dtype(settings, accelerator))
+    return Result("pairs", settings.name, metrics, counts=counts, settings=about), pairs
+
+
+def read_tokens(settings: PairsSettings, accelerator: Accelerator) -> ReadPairs:
+    """Token ids, as training makes them or as the sources hold them; every process must call it.
+
+    Raises:
+        SimPOError: what is wrong, where, and what to write instead.
+    """
+    told = settings.resolve()
+    with accelerator.main_process_first():
+        return ReadPairs(told, *_read(settings, told))
+
+
+def weights_dtype(settings: PairsSettings, accelerator: Accelerator) -> str:
+    """The name of the dtype that the model is loaded in."""
+    return settings.dtype or ("float32" if accelerator.device.type == "cpu" else "bfloat16")
+
+
+def score(settings: PairsSettings, read: ReadPairs, accelerator: Accelerator) -> ScoredPairs:
+    """Load the model, and compute the log-probs of all pairs; every process must call it.
+
+    Raises:
+        ModelError: it cannot be loaded, packs do not serve it, or log-probs are not finite.
+    """
+    import torch
 
     from simpo.evals.pairs.packed_scores import load_scored_model, score_pairs
 
-    told = settings.resolve()
-    accelerator = Accelerator(cpu=settings.use_cpu)
-    with accelerator.main_process_first():
-        data, origin, report = _read(settings, told)
-    if accelerator.is_main_process and report is not None:
-        print("\n".join(report.lines()), flush=True)
-    dtype = settings.dtype or ("float32" if accelerator.device.type == "cpu" else "bfloat16")
+    dtype = weights_dtype(settings, accelerator)
     model = load_scored_model(
         settings.model_name_or_path,
         dtype="auto" if dtype == "auto" else getattr(torch, dtype),
@@ -104,17 +161,13 @@ def measure_pairs(settings: PairsSettings) -> tuple[Result, ScoredPairs]:
     )
     sums = score_pairs(
         model,
-        data,
+        read.data,
         accelerator,
         max_tokens=settings.max_tokens_per_batch,
-        max_length=int(told["max_length"]),
+        max_length=int(read.told["max_length"]),
         prefix_sharing=settings.prefix_sharing,
     )
-    pairs = _scored(data, origin, sums)
-    metrics = pair_statistics(pairs, beta=float(told["beta"]), seed=settings.seed)
-    dropped = {f"dropped: {cause}": count for cause, count in (report.dropped if report else {}).items()}
-    counts = {"pairs": len(pairs.row), **dropped}
-    return Result("pairs", settings.name, metrics, counts=counts, settings=_about(settings, told, dtype)), pairs
+    return _scored(read, sums)
 
 
 def _about(settings: PairsSettings, told: Mapping[str, Any], dtype: str) -> dict[str, Any]:
@@ -154,7 +207,7 @@ def pair_statistics(pairs: ScoredPairs, *, beta: float, seed: int = 0) -> dict[s
     ends = bootstrap(statistics, count, seed=seed)
     metrics = {
         "reward_accuracy": _share(margins > 0, count),
-        "likelihood_accuracy": _share(pairs.chosen > pairs.rejected, count),
+        "sum_likelihood_accuracy": _share(pairs.chosen > pairs.rejected, count),
     }
     for (name, (values, unit)), (low, high) in zip(means.items(), ends[:-1].tolist(), strict=True):
         error = float(values.std(ddof=1) / np.sqrt(count)) if count > 1 else None
@@ -214,11 +267,10 @@ def _read(settings: PairsSettings, told: Mapping[str, Any]) -> tuple[Dataset, Lo
     return data, origin, report
 
 
-def _scored(data: Dataset, origin: LoadReport, sums: Mapping[str, Floats]) -> ScoredPairs:
+def _scored(read: ReadPairs, sums: Mapping[str, Floats]) -> ScoredPairs:
     from simpo.packing import token_counts
 
-    kept = np.asarray(data["row"]) if "row" in data.column_names else np.arange(len(data))
-    places = [origin.locate(int(origin.numbers[row])) for row in kept]
+    places = read.places()
     source, row = [source for source, _ in places], np.array([row for _, row in places], dtype=np.int64)
-    prompt, chosen, rejected = token_counts(data)
+    prompt, chosen, rejected = token_counts(read.data)
     return ScoredPairs(source, row, prompt, chosen, rejected, sums["chosen"], sums["rejected"])

@@ -20,7 +20,7 @@ METRICS: dict[str, tuple[str, ...]] = {
     "mt_bench": ("score", "turn_1", "turn_2"),
     "downstream": ("mmlu", "arc_challenge", "hellaswag", "truthfulqa_mc2", "winogrande", "gsm8k", "average"),
     "pairs": (
-        "reward_accuracy", "likelihood_accuracy", "reward_margin", "chosen_logps", "rejected_logps",
+        "reward_accuracy", "sum_likelihood_accuracy", "reward_margin", "chosen_logps", "rejected_logps",
         "length_correlation",
     ),
 }  # fmt: skip

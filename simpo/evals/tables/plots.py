@@ -17,7 +17,7 @@ _SHOWN = {
     "alpaca_eval": ("lc_win_rate", "win_rate"),
     "arena_hard": ("win_rate",),
     "mt_bench": ("score",),
-    "pairs": ("reward_accuracy", "likelihood_accuracy", "length_correlation"),
+    "pairs": ("reward_accuracy", "sum_likelihood_accuracy", "length_correlation"),
 }
 _ACROSS = 3  # panels side by side
 _LONGEST = 38  # characters of a name
