@@ -10,6 +10,7 @@ from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from simpo.errors import ConfigError, ModelError
+from simpo.monitor.files import MONITOR_FOLDER
 from simpo.run.logfile import LOG_FILE
 
 logger = logging.getLogger(__name__)
@@ -39,7 +40,9 @@ def _is_fresh(folder: Path) -> bool:
         return True
     names = {path.name for path in folder.iterdir()} - {*_LOG_FOLDERS}
     others = {
-        name for name in names if name not in (MANIFEST, SETTINGS, LOG_FILE) and not name.startswith("checkpoint-")
+        name
+        for name in names
+        if name not in (MANIFEST, SETTINGS, LOG_FILE, MONITOR_FOLDER) and not name.startswith("checkpoint-")
     }
     return not names or (MANIFEST in names and not others and not is_finished(folder) and not checkpoints(folder))
 
@@ -97,6 +100,7 @@ def remove_earlier_run(output_dir: str | Path) -> None:
     """Remove what an earlier run left, so that nothing of it can be mistaken for a part of the new run."""
     for path in Path(output_dir).glob("checkpoint-*"):
         shutil.rmtree(path)
+    shutil.rmtree(Path(output_dir, MONITOR_FOLDER), ignore_errors=True)
     for pattern in _WRITTEN:
         for path in Path(output_dir).glob(pattern):
             path.unlink()
@@ -156,7 +160,7 @@ class CheckpointCallback(TrainerCallback):
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         if state.is_world_process_zero and folder.is_dir():
             (folder / IDENTITY).write_text(json.dumps(self.identity, indent=2, sort_keys=True))
-            if self.limit is not None:
+            if self.limit is not None and not kwargs.get("keep_others"):  # a monitor stops the run, these may be better
                 best = Path(state.best_model_checkpoint).name if state.best_model_checkpoint else ""
                 for old in checkpoints(folder.parent)[: -max(1, self.limit)]:
                     if old.name != best:

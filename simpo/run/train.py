@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -126,6 +126,7 @@ class _Inputs(NamedTuple):
     evaluation: Dataset | None
     warnings: Sequence[str]
     advice: list[Advice]
+    origin: Callable[[int], str]
 
 
 def _begin(settings: RunSettings) -> None:
@@ -152,11 +153,11 @@ def _read_inputs(settings: RunSettings, *, audit: bool, strict: bool = False) ->
         if audit:
             look = check_sample(train, evaluation, tokenizer, own_template, args, mix.numbers, strict=strict)
     advice = guard_rails(settings, config, train, evaluation, look.lengths, strict=strict)
-    return _Inputs(config, tokenizer, train, evaluation, look.warnings, advice)
+    return _Inputs(config, tokenizer, train, evaluation, look.warnings, advice, mix.origin)
 
 
 def _build_trainer(settings: RunSettings, inputs: _Inputs) -> PreferenceTrainer:
-    return PreferenceTrainer(
+    trainer = PreferenceTrainer(
         model=str(settings.model.model_name_or_path),
         args=settings.training,
         train_dataset=inputs.train,
@@ -165,6 +166,8 @@ def _build_trainer(settings: RunSettings, inputs: _Inputs) -> PreferenceTrainer:
         peft_config=settings.model.peft_config(),
         quantization_config=settings.model.quantization_config(),
     )
+    trainer.name_row = inputs.origin
+    return trainer
 
 
 def check_engine(args: TrainingArguments) -> None:
