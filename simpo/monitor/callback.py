@@ -54,8 +54,8 @@ class Monitors(TrainerCallback):
     # When
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
-        """Look for the first time, or find what was seen then."""
-        self._said, self._looked, self._probe = {}, -1, None
+        """Choose what is looked at, and find what was seen at the start of a run that is resumed."""
+        self._said, self._looked, self._probe, self._start = {}, -1, None, {}
         if state.is_world_process_zero:
             self._files.begin(state.global_step)
             for row in self._files.warnings():
@@ -74,11 +74,13 @@ class Monitors(TrainerCallback):
                 f"there is no evaluation set, so the monitors follow {len(sample.row)} pairs that are trained on",
                 "set test_size, or name an evaluation source, to see what holds for other pairs",
             )
-        known = self._known_start() if state.global_step else None
-        if known is None:
-            self._look(first=True)
-        else:
-            self._start = known
+        if state.global_step:
+            self._start = self._known_start() or {}
+
+    def on_epoch_begin(self, *_: Any, **__: Any) -> None:
+        """Look for the first time: the log's file is there by now, and no step was taken."""
+        if not self._start:
+            self._look()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Look where no evaluation will, and at the end."""
@@ -91,7 +93,9 @@ class Monitors(TrainerCallback):
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
         """Look, unless the last time was a moment ago."""
         ends = state.global_step >= state.max_steps
-        if self._trainer.is_in_train and (ends or state.global_step - self._looked >= state.max_steps / _MOST):
+        if self._trainer.is_in_train and (
+            not self._start or ends or state.global_step - self._looked >= state.max_steps / _MOST
+        ):
             self._look()
 
     def on_train_end(self, *_: Any, **__: Any) -> None:
@@ -139,15 +143,14 @@ class Monitors(TrainerCallback):
         )
         return None
 
-    def _look(self, *, first: bool = False) -> None:
+    def _look(self) -> None:
         """Measure, log, write, judge; every process must call it."""
         trainer, state = self._trainer, self._trainer.state
         if self._probe is None or self._looked == state.global_step:
             return
         self._looked = state.global_step
         found = self._probe.measure()
-        if first:
-            self._start = found
+        self._start = self._start or found
         answers = generate_answers(trainer, self._prompts, self._ends) if self._prompts else []
         numbers = pair_numbers(found, self._start, trainer.scorer.objective) | answer_numbers(answers)
         log_line_is_due = trainer.control.should_log  # which logging anything else would cancel

@@ -79,8 +79,9 @@ class FiniteCheck:
             path = keep_checkpoint(self._trainer, keep_others=False)
             raise ModelError(
                 f"the gradients of step {step + 1} are not finite (norm {float(norm)}), though its losses are; "
-                f"nothing was updated. The weights before this step are in {path}.\nUsually a number overflows on the way back: "
-                f"write bf16: true in place of fp16, or a lower learning_rate or max_length. {_go_on(path)}"
+                f"nothing was updated. The weights before this step are in {path}.\n"
+                "Usually a number overflows on the way back: write bf16: true in place of fp16, or a lower "
+                f"learning_rate or max_length. {_go_on(path)}"
             )
 
     def check_logged(self, loss: float) -> None:
@@ -107,8 +108,8 @@ class FiniteCheck:
         if not self._weights_are_finite():
             raise ModelError(
                 f"the weights hold numbers that are not finite at step {step}: an earlier update has broken them, "
-                f"and so the losses of {len(pairs)} pairs of the next step. Go on from an earlier checkpoint with a lower "
-                "learning_rate, or in bf16 in place of fp16"
+                f"and so the losses of {len(pairs)} pairs of the next step. Go on from an earlier checkpoint with a "
+                "lower learning_rate, or in bf16 in place of fp16"
             )
         path = keep_checkpoint(trainer, keep_others=False)
         shown = "\n".join(f"  {self._name(pair)}" for pair in pairs[:_NAMED])

@@ -145,8 +145,8 @@ def pair_numbers(found: Columns, start: Columns, objective: Objective) -> dict[s
 def _accuracy(found: Columns, start: Columns, objective: Objective) -> float:
     """Share of pairs with the larger reward on the chosen side; the start stands for the initial policy."""
     names = ("chosen", "rejected", "chosen_lengths", "rejected_lengths")
-    then = (start["chosen"], start["rejected"])
-    tensors = [torch.from_numpy(np.asarray(values, np.float64)) for values in (*(found[name] for name in names), *then)]
+    seen = {name: torch.from_numpy(np.array(found[name], np.float64)) for name in names}
+    then = {f"ref_{side}": torch.from_numpy(np.array(start[side], np.float64)) for side in names[:2]}
     with torch.no_grad():
-        results = objective(PairLogps(*tensors, torch.zeros((), dtype=torch.float64)))
+        results = objective(PairLogps(**seen, **then, kl=torch.zeros((), dtype=torch.float64)))
     return float((results.chosen_rewards > results.rejected_rewards).double().mean())

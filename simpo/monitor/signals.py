@@ -207,13 +207,11 @@ _ABOVE_START = 1.5  # a loss is a spike only where it is above that of the untra
 def _recent(history: History, name: str, pairs: int) -> float:
     """Mean of the last log lines that stand for so many pairs; NaN where fewer were seen."""
     last, values = history.step, []
-    for entry in reversed(history.steps):
-        if name not in entry:
-            continue
-        values.append(float(entry[name]))
-        before = [other for other in history.steps if other["step"] < entry["step"]]
-        since = int(before[-1]["step"]) if before else 0
-        if (last - since) * history.pairs_per_step >= pairs:
+    ends = [0, *(int(entry["step"]) for entry in history.steps)]
+    for since, entry in zip(reversed(ends[:-1]), reversed(history.steps), strict=True):
+        if name in entry:
+            values.append(float(entry[name]))
+        if values and (last - since) * history.pairs_per_step >= pairs:
             return fmean(values)
     return math.nan
 
@@ -278,8 +276,8 @@ PROBE_RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "end_forgotten", _end_forgotten, {"warn": 3.0, "stop": 20.0},
-        "an end that is 3 times less likely makes answers noticeably longer; at 20 times they run into the limit. Asked "
-        "where the end had a probability of 0.1 or more at the start",
+        "an end that is 3 times less likely makes answers noticeably longer; at 20 times they run into the limit. "
+        "Asked where the end had a probability of 0.1 or more at the start",
         "The model forgets to end its answers, usually since chosen responses lack their end or rejected ones alone "
         "have it",
         "look at end_missing in simpo inspect; raise max_length where answers were cut, or truncation: drop", _ENDLESS,
@@ -293,20 +291,21 @@ PROBE_RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "repeats", _repeats, {"warn": 0.5},
-        "half of an answer and more is a loop; asked where the share rose by 0.3, since some models loop from the start",
+        "half of an answer and more is a loop; asked where the share rose by 0.3: some models loop from the start",
         "Loops are the common sign of a collapse",
         "lower learning_rate, raise beta or lower gamma_beta_ratio; see monitor/generations.jsonl", _LOOPS,
     ),
     Rule(
         "entropy_high", _entropy_high, {"warn": 3.0, "stop": 6.0},
-        "a language model hesitates between a few tokens (below 1 nat on average in greedy text); 3 nats are 20 equally "
-        "likely ones, 6 are 400. Asked where it doubled",
+        "a language model hesitates between a few tokens (below 1 nat on average in greedy text); 3 nats are 20 "
+        "equally likely ones, 6 are 400. Asked where it doubled",
         "The model no longer knows what to say: it has unlearned its language",
         "lower learning_rate, and start afresh", _BOTH,
     ),
     Rule(
         "entropy_low", _entropy_low, {"note": 20.0},
-        "sharper is what preference tuning makes; 20 times is more than that. Asked where there was 0.1 nats at the start",
+        "sharper is what preference tuning makes; 20 times is more than that. Asked where there were 0.1 nats at "
+        "first",
         "Sampled answers will be alike",
         "raise beta, or lower gamma_beta_ratio or num_train_epochs, if answers are to vary", _LOOPS,
     ),
@@ -337,8 +336,8 @@ TRAINING_RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "gradient_spike", _gradient_spike, {"note": 10.0, "warn": 50.0},
-        "times the median of the last 50 log lines (10 at least): clipping bounds one such step, so 10 times is only to "
-        "be known; 50 times is no ordinary pair any more",
+        "times the median of the last 50 log lines (10 at least): clipping bounds one such step, so 10 times is only "
+        "to be known; 50 times is no ordinary pair any more",
         "A pair unlike all others, or the beginning of a divergence",
         "if it comes back: lower learning_rate, keep max_grad_norm: 1.0, look at the longest pairs", _BOTH,
     ),

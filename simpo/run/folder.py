@@ -38,11 +38,9 @@ def _is_fresh(folder: Path) -> bool:
     """Empty, or left by a run that was stopped before its first checkpoint was whole."""
     if not folder.exists():
         return True
-    names = {path.name for path in folder.iterdir()} - {*_LOG_FOLDERS}
+    names = {path.name for path in folder.iterdir()} - {*_LOG_FOLDERS, MONITOR_FOLDER}
     others = {
-        name
-        for name in names
-        if name not in (MANIFEST, SETTINGS, LOG_FILE, MONITOR_FOLDER) and not name.startswith("checkpoint-")
+        name for name in names if name not in (MANIFEST, SETTINGS, LOG_FILE) and not name.startswith("checkpoint-")
     }
     return not names or (MANIFEST in names and not others and not is_finished(folder) and not checkpoints(folder))
 
