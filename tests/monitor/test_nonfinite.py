@@ -35,7 +35,7 @@ class NanGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(_, gradients):
-        return gradients * torch.nan
+        return torch.where(gradients == 0, 0.0, torch.nan)
 
 
 def nan_gradient(logps: PairLogps) -> PairLosses:
