@@ -108,8 +108,10 @@ class Rule(NamedTuple):
     def apply(self, history: History) -> Finding | None:
         """The finding, if any: NaN is never one."""
         seen = self.look(history)
-        reached = [] if seen is None else [level for level in LEVELS if seen.value >= self.limits.get(level, math.inf)]
-        if seen is None or not reached:
+        if seen is None:
+            return None
+        reached = [level for level in LEVELS if level in self.limits and seen.value >= self.limits[level]]
+        if not reached:
             return None
         advice = f"{self.advice} (docs/diagnosis.md, {self.section})"
         return Finding(history.step, self.name, reached[-1], f"{seen.text}. {self.meaning}", advice)

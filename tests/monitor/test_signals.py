@@ -43,7 +43,7 @@ def test_a_healthy_run_raises_nothing() -> None:
 @pytest.mark.parametrize(
     ("numbers", "expected"),
     [
-        ({signals.DROP: 0.99}, {}),
+        ({signals.DROP: 0.99, signals.GAIN: 0.9}, {}),
         ({signals.DROP: 1.0, signals.GAIN: 1.2}, {"chosen_falls": "warn"}),
         ({signals.DROP: 2.5, signals.GAIN: 3.0}, {"chosen_falls": "stop"}),
         ({signals.DROP: 0.5, signals.GAIN: 0.2}, {"falls_without_margin": "warn"}),
