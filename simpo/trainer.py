@@ -117,11 +117,10 @@ class PreferenceTrainer(Trainer):
         if args.disable_dropout:
             disable_dropout(policy)
         _use_one_device_per_process(args)
-        self._train_means, self._eval_results = RunningMeans(), PairResults()
+        self._train_means, self._eval_results, self._finite = RunningMeans(), PairResults(), FiniteCheck(self)
         self.scorer = Scorer(policy, objective or spec.bind(args.objective_settings), args)
         self._look: Callable[[nn.Module, PackedBatch], dict[str, Tensor]] = self.scorer.metrics
         self._evaluated_first = False
-        self._finite = FiniteCheck(self)
         self.name_row: Callable[[int], str] = "row {}".format  # of the training data, in errors
         super().__init__(
             model=policy,
@@ -285,7 +284,7 @@ class PreferenceTrainer(Trainer):
             # accelerate takes the model that it prepared for evaluation for a ready one, and would skip the DDP wrapper
             self.model.__dict__.pop("_is_accelerate_prepared", None)
             self._evaluated_first = False
-        self._train_means = RunningMeans()
+        self._train_means, self._finite = RunningMeans(), FiniteCheck(self)
         return super().train(*args, **kwargs)
 
     def get_batch_samples(
