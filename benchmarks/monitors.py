@@ -32,7 +32,7 @@ SHAPE = {
     "num_key_value_heads": 4, "max_position_embeddings": 512,
 }  # fmt: skip
 Monitor = Literal["off", "warn"]
-PROMPT, RESPONSE = (8, 16), (8, 24)  # tokens, from and to
+PROMPT, RESPONSE = (16, 48), (32, 96)  # tokens, from and to
 
 
 def main() -> None:
