@@ -101,6 +101,7 @@ def _build(job: TrainingJob, folder: str) -> Any:
         total_train_batch_size=job.pairs_per_step,
         max_prompt_length=job.max_length // 2,
         max_tokens_per_microbatch=job.max_tokens if job.variant.balanced else None,
+        monitor="off",
         **common,
     )
     model = build_model(job.shape, cuda=job.cuda)

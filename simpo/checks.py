@@ -49,6 +49,9 @@ _NUMBER_RULES = (
     _Rule("gradient_accumulation_steps", lambda v: v >= 1, "must be at least 1"),
     _Rule("total_train_batch_size", lambda v: v is None or v >= 1, "must be at least 1, or left out"),
     _Rule("max_tokens_per_microbatch", lambda v: v is None or v >= 1, "must be at least 1, or left out"),
+    _Rule("monitor_pairs", lambda v: v >= 1, "must be at least 1; monitor: off follows none"),
+    _Rule("monitor_prompts", lambda v: v >= 0, "must be 0 or more"),
+    _Rule("monitor_max_new_tokens", lambda v: v >= 1, "must be at least 1"),
     _Rule("dataset_num_proc", lambda v: v is None or v >= 1, "must be at least 1, or left out"),
 )
 
@@ -140,6 +143,9 @@ def _contradictions(values: Mapping[str, Any]) -> list[Problem]:
     if values.get("attn_backend", "auto") not in ("auto", "flash", "varlen", "flex", "sdpa"):
         text = f"attn_backend: {values['attn_backend']!r} is unknown; write auto, flash, varlen, flex or sdpa"
         problems.append(Problem(("attn_backend",), text))
+    if values.get("monitor", "warn") not in ("off", "warn", "stop", False, True):
+        text = f"monitor: {values['monitor']!r} is unknown; write off, warn or stop"
+        problems.append(Problem(("monitor",), text))
     if values.get("loss_type") == "hinge" and values.get("label_smoothing"):
         text = "label_smoothing is not used by loss_type: hinge; leave it out, or write loss_type: sigmoid"
         problems.append(Problem(("label_smoothing", "loss_type"), text))

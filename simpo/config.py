@@ -103,6 +103,11 @@ class PreferenceConfig(TrainingArguments):
         disable_dropout: set every dropout probability of the policy to 0.
         dataset_num_proc: processes that tokenise.
         model_init_kwargs: passed to `from_pretrained` when the model is given by name (dict, or JSON text).
+        monitor: what watching the run does: `off` nothing, `warn` warns, `stop` also ends the run where it is lost
+            (`simpo.monitor`). False is `off`, True is `warn`.
+        monitor_pairs: pairs whose log-probs are followed.
+        monitor_prompts: prompts that are answered at the same times; 0 for none.
+        monitor_max_new_tokens: bound of those answers.
 
     The optimizer step is the unit: after construction `gradient_accumulation_steps` is always 1, what was given is in
     `total_train_batch_size`. How a step is cut into micro-batches never changes what is computed.
@@ -210,6 +215,14 @@ class PreferenceConfig(TrainingArguments):
         default=None, metadata={"help": "Passed to from_pretrained when the model is given by name."}
     )
 
+    # Watching the run.
+    monitor: Literal["off", "warn", "stop"] | bool = field(  # YAML takes a bare off for false
+        default="warn", metadata={"help": "off, warn, or stop: also end a run that is lost."}
+    )
+    monitor_pairs: int = field(default=64, metadata={"help": "Pairs whose log-probs are followed."})
+    monitor_prompts: int = field(default=4, metadata={"help": "Prompts that are answered to be looked at."})
+    monitor_max_new_tokens: int = field(default=64, metadata={"help": "Tokens of such an answer at most."})
+
     def __post_init__(self) -> None:
         self._settle_names()
         settle_precision(self)
@@ -252,6 +265,8 @@ class PreferenceConfig(TrainingArguments):
                 setattr(self, new, getattr(self, old))
             setattr(self, old, getattr(self, new))
         self.activation_checkpointing = self.gradient_checkpointing = bool(self.activation_checkpointing)
+        if isinstance(self.monitor, bool):
+            self.monitor = "warn" if self.monitor else "off"
         if self.report_to is None:  # transformers would make the list [None] of it
             self.report_to = "none"
 

@@ -10,7 +10,15 @@ from torch.utils.data import DataLoader
 
 from simpo.batching import Budget, StepSampler
 from simpo.errors import DataError
-from simpo.packing import PackedDataset, StepDataLoader, mismatched_rows, only_pack, packed_tokens, token_counts
+from simpo.packing import (
+    PackedBatch,
+    PackedDataset,
+    StepDataLoader,
+    mismatched_rows,
+    only_pack,
+    packed_tokens,
+    token_counts,
+)
 from simpo.reference import REFERENCE_COLUMNS
 
 if TYPE_CHECKING:
@@ -71,8 +79,17 @@ class PackLoaders:
 
     def ordered(self, packed: PackedDataset, accelerator: Accelerator, rows: range | None = None) -> DataLoader[Any]:
         """Yields packed micro-batches in the data set's order, or of some of its rows, cut over the ranks."""
+        return self._loader(packed, self._ordered_sampler(packed, accelerator, rows), only_pack)
+
+    def ordered_packs(self, packed: PackedDataset, accelerator: Accelerator) -> list[PackedBatch]:
+        """This rank's packs of `ordered`, all at once: unlike a loader, this draws no random number."""
+        return [packed[micro_batch] for step in self._ordered_sampler(packed, accelerator) for micro_batch in step]
+
+    def _ordered_sampler(
+        self, packed: PackedDataset, accelerator: Accelerator, rows: range | None = None
+    ) -> StepSampler:
         pairs = self.args.per_device_eval_batch_size
-        sampler = StepSampler(
+        return StepSampler(
             packed_tokens(packed.pairs, prefix_sharing=self.args.prefix_sharing),
             pairs_per_step=pairs * accelerator.num_processes,
             budget=Budget(pairs),
@@ -80,7 +97,6 @@ class PackLoaders:
             rank=accelerator.process_index,
             rows=rows,
         )
-        return self._loader(packed, sampler, only_pack)
 
     def _loader(self, packed: PackedDataset, sampler: StepSampler, collate: Any) -> DataLoader[Any]:
         workers = self.args.dataloader_num_workers

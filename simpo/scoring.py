@@ -1,6 +1,6 @@
 """One pack through the policy and the objective.
 
-Shape letters: B pairs.
+Shape letters: B pairs, S scored tokens.
 """
 
 from __future__ import annotations
@@ -51,8 +51,12 @@ class Scorer:
             model: the policy as the engine wraps it.
             pack: on its device.
         """
+        return summed(self.token_logps(model, pack), pack)
+
+    def token_logps(self, model: nn.Module, pack: PackedBatch) -> Tensor:
+        """[S] log-probs of all answer tokens, in nats."""
         self._check_parity_once(model)
-        return pack_logps(model, pack)
+        return _token_logps(model, pack)
 
     def score(self, model: nn.Module, pack: PackedBatch) -> tuple[PairLogps, PairLosses]:
         """What the objective saw of a pack, and what it says."""
@@ -106,7 +110,15 @@ def check_policy(model: nn.Module, policy: nn.Module, *, device: torch.device, m
 
 def pack_logps(model: nn.Module, pack: PackedBatch) -> tuple[Tensor, Tensor]:
     """[B], [B] log-probs of chosen and rejected responses of a pack on the model's device, summed, in nats."""
-    token_logps = model(**{key: pack[key] for key in MODEL_INPUTS})  # type: ignore[literal-required]
+    return summed(_token_logps(model, pack), pack)
+
+
+def _token_logps(model: nn.Module, pack: PackedBatch) -> Tensor:
+    return model(**{key: pack[key] for key in MODEL_INPUTS})  # type: ignore[literal-required]
+
+
+def summed(token_logps: Tensor, pack: PackedBatch) -> tuple[Tensor, Tensor]:
+    """[B], [B] sums over chosen and rejected responses of the [S] log-probs of a pack's answer tokens."""
     lengths = torch.stack((pack["chosen_lengths"], pack["rejected_lengths"]), dim=1)
     chosen, rejected = response_logps(token_logps, lengths.flatten()).view(-1, 2).unbind(dim=1)
     return chosen, rejected

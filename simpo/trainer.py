@@ -7,7 +7,6 @@ devices, the engine, or how a step is cut.
 
 import contextlib
 import logging
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -40,6 +39,7 @@ from simpo.model import (
     load_model_config,
     load_tokenizer,
 )
+from simpo.monitor import FiniteCheck, Monitors
 from simpo.objectives import OBJECTIVES
 from simpo.packing import PackedBatch, PackedDataset
 from simpo.reference import policy_fingerprint
@@ -119,10 +119,11 @@ class PreferenceTrainer(Trainer):
         if args.disable_dropout:
             disable_dropout(policy)
         _use_one_device_per_process(args)
-        self._train_means, self._eval_results = RunningMeans(), PairResults()
+        self._train_means, self._eval_results, self._finite = RunningMeans(), PairResults(), FiniteCheck(self)
         self.scorer = Scorer(policy, objective or spec.bind(args.objective_settings), args)
         self._look: Callable[[nn.Module, PackedBatch], dict[str, Tensor]] = self.scorer.metrics
         self._evaluated_first = False
+        self.name_row: Callable[[int], str] = "row {}".format  # of the training data, in errors
         super().__init__(
             model=policy,
             args=args,
@@ -136,6 +137,8 @@ class PreferenceTrainer(Trainer):
         )
         if self._initial_policy is not None:
             self.add_callback(ReferenceCallback(self, self._initial_policy))
+        if args.monitor != "off":
+            self.add_callback(Monitors(self))
         self._keep_float32_results()
         if args.use_liger_kernel:
             check_liger_kernel(policy)
@@ -283,7 +286,7 @@ class PreferenceTrainer(Trainer):
             # accelerate takes the model that it prepared for evaluation for a ready one, and would skip the DDP wrapper
             self.model.__dict__.pop("_is_accelerate_prepared", None)
             self._evaluated_first = False
-        self._train_means = RunningMeans()
+        self._train_means, self._finite = RunningMeans(), FiniteCheck(self)
         return super().train(*args, **kwargs)
 
     def get_batch_samples(
@@ -343,6 +346,7 @@ class PreferenceTrainer(Trainer):
         """This micro-batch's share of the step's loss, scaled for engines that average gradients over ranks."""
         logps, results = self.scorer.score(model, inputs)
         self._train_means.add(pair_metrics(logps, results), inputs["pair_weights"], inputs["input_ids"].shape[1])
+        self._finite.add(inputs, logps, results.losses)
         pairs_in_step, chosen_tokens_in_step = cast(Tensor, num_items_in_batch)
         share = step_loss(
             results.losses,
@@ -355,14 +359,16 @@ class PreferenceTrainer(Trainer):
         loss = share * self.accelerator.num_processes
         return (loss, results) if return_outputs else loss
 
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """As in transformers, just before the update, which a norm that is not finite stops."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        self._finite.check_gradients(norm)
+        return norm
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the means of the per-pair metrics since the last log, over all ranks."""
         if "loss" in logs:
-            if not math.isfinite(logs["loss"]):
-                raise ModelError(
-                    f"the loss is {logs['loss']} at step {self.state.global_step}, so these weights are lost; go on "
-                    "from an earlier checkpoint with a lower learning_rate, or look at the pairs of this step"
-                )
+            self._finite.check_logged(logs["loss"])
             means = self._train_means.pop(self.accelerator)
             self.state.num_input_tokens_seen += int(means.pop("num_tokens", 0))
             means["num_tokens"] = self.state.num_input_tokens_seen

@@ -45,6 +45,7 @@ def make_args(tmp_path: Path) -> Callable[..., Any]:
             "warmup_steps": 0.1, "logging_steps": 1, "save_strategy": "no", "use_cpu": True, "bf16": False,
             "disable_tqdm": True, "optim": "adamw_torch", "weight_decay": 0.0, "max_prompt_length": 800,
             "max_length": 1024, "reference_cache": str(tmp_path / "references"),
+            "monitor": "off",
         }  # fmt: skip
         return (PreferenceConfig if "objective" in settings else SimPOConfig)(**defaults | settings)
 

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 from simpo.errors import ConfigError
+from simpo.monitor.files import MONITOR_FOLDER
 from simpo.run.checkpoints.seal import IDENTITY
 from simpo.run.logfile import LOG_FILE
 
@@ -31,7 +32,7 @@ def _is_fresh(folder: Path) -> bool:
     """Empty, or left by a run that was stopped before its first checkpoint was whole."""
     if not folder.exists():
         return True
-    names = {path.name for path in folder.iterdir()} - {*_LOG_FOLDERS}
+    names = {path.name for path in folder.iterdir()} - {*_LOG_FOLDERS, MONITOR_FOLDER}
     others = {
         name
         for name in names
@@ -93,6 +94,7 @@ def remove_earlier_run(output_dir: str | Path) -> None:
     """Remove what an earlier run left, so that nothing of it can be mistaken for a part of the new run."""
     for path in Path(output_dir).glob("checkpoint-*"):
         shutil.rmtree(path)
+    shutil.rmtree(Path(output_dir, MONITOR_FOLDER), ignore_errors=True)
     for pattern in _WRITTEN:
         for path in Path(output_dir).glob(pattern):
             path.unlink()

@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -144,6 +144,7 @@ class _Inputs(NamedTuple):
     evaluation: Dataset | None
     warnings: Sequence[str]
     advice: list[Advice]
+    origin: Callable[[int], str]
 
 
 def _begin(settings: RunSettings) -> None:
@@ -171,11 +172,11 @@ def _read_inputs(settings: RunSettings, *, audit: bool, strict: bool = False) ->
             look = check_sample(train, evaluation, tokenizer, own_template, args, mix.numbers)
     advice = guard_rails(settings, config, train, evaluation, look.lengths)
     stop_on_problems(look.findings, advice, strict=strict)
-    return _Inputs(config, tokenizer, train, evaluation, look.warnings, advice)
+    return _Inputs(config, tokenizer, train, evaluation, look.warnings, advice, mix.origin)
 
 
 def _build_trainer(settings: RunSettings, inputs: _Inputs) -> PreferenceTrainer:
-    return PreferenceTrainer(
+    trainer = PreferenceTrainer(
         model=str(settings.model.model_name_or_path),
         args=settings.training,
         train_dataset=inputs.train,
@@ -184,6 +185,8 @@ def _build_trainer(settings: RunSettings, inputs: _Inputs) -> PreferenceTrainer:
         peft_config=settings.model.peft_config(),
         quantization_config=settings.model.quantization_config(),
     )
+    trainer.name_row = inputs.origin
+    return trainer
 
 
 def check_engine(args: TrainingArguments) -> None:

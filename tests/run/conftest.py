@@ -35,6 +35,7 @@ def make_config(golden, tiny_dir, tmp_path) -> Callable[..., Path]:
             "use_cpu": True,
             "bf16": False,
             "disable_tqdm": True,
+            "monitor": "off",
         }
         path = tmp_path / "run.yaml"
         path.write_text(yaml.safe_dump({key: value for key, value in (config | settings).items() if value is not None}))

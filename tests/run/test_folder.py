@@ -53,6 +53,25 @@ def test_a_run_stopped_before_its_first_checkpoint_starts_again(tmp_path) -> Non
         find_checkpoint(tmp_path, None, overwrite=False)
 
 
+def test_what_monitors_wrote_belongs_to_the_run(tmp_path) -> None:
+    """A run that ended before its first checkpoint starts again; an overwritten one keeps nothing of it."""
+    (tmp_path / "monitor").mkdir()
+    (tmp_path / "monitor" / "warnings.jsonl").write_text("{}")
+    (tmp_path / MANIFEST).write_text(json.dumps({"status": "running"}))
+    assert find_checkpoint(tmp_path, None, overwrite=False) is None
+    remove_earlier_run(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_monitor_that_stops_a_run_deletes_no_checkpoint(tmp_path) -> None:
+    args = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    state = TrainerState(global_step=2, is_world_process_zero=True)
+    _checkpoint(tmp_path, 1)
+    _checkpoint(tmp_path, 2, whole=False)
+    CheckpointCallback({"beta": 2.0}, limit=1).on_save(args, state, TrainerControl(), keep_others=True)
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-1", "checkpoint-2"]
+
+
 def test_a_checkpoint_from_elsewhere_does_not_open_a_folder_that_is_in_use(tmp_path) -> None:
     path = _checkpoint(tmp_path / "first", 5)
     assert find_checkpoint(tmp_path / "second", str(path), overwrite=False) == path

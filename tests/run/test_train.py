@@ -60,6 +60,26 @@ def test_a_run_leaves_everything(make_config, tmp_path, capsys) -> None:
         run_training(read_settings(make_config()))
 
 
+def test_a_run_is_watched(make_config, tmp_path) -> None:
+    """The monitors' numbers are in the log beside the others, from the start on; rows are named by their source."""
+    settings = read_settings(make_config(monitor=None), ["--monitor_max_new_tokens=4", "--eval_strategy=epoch"])
+    assert settings.training.monitor == "warn"
+    run_training(settings)
+    lines = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "monitor/chosen_drop" in line] == [0, 3]
+    assert {path.name for path in (tmp_path / "out" / "monitor").iterdir()} >= {
+        "generations.jsonl", "probe-000000.parquet", "probe-000003.parquet",
+    }  # fmt: skip
+
+
+def test_a_row_is_named_by_its_source(make_config, tmp_path) -> None:
+    from simpo.run.train import _build_trainer, _read_inputs
+
+    settings = read_settings(make_config())
+    trainer = _build_trainer(settings, _read_inputs(settings, audit=False))
+    assert trainer.name_row(5) == f"{tmp_path / 'train.jsonl'} row 5"
+
+
 def test_overwrite_leaves_nothing_of_the_earlier_run(make_config, tmp_path) -> None:
     run_training(read_settings(make_config(save_strategy="steps", save_steps=1, save_total_limit=2)))
     assert {name for name in _files(tmp_path / "out") if "checkpoint" in name} == {"checkpoint-2", "checkpoint-3"}

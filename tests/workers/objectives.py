@@ -35,7 +35,7 @@ def train(objective: str, out: str, settings: dict) -> tuple[dict, str]:
     options = {
         "output_dir": f"{out}.run", "learning_rate": 3e-3, "warmup_steps": 1, "logging_steps": 1, "save_strategy": "no",
         "total_train_batch_size": 8, "use_cpu": True, "bf16": False, "disable_tqdm": True, "eval_on_start": True,
-        "reference_cache": f"{out}.references",
+        "reference_cache": f"{out}.references", "monitor": "off",
     }  # fmt: skip
     references_first = settings.pop("references_first", False)
     args = PreferenceConfig(objective=objective, **options | settings)

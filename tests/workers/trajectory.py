@@ -58,6 +58,7 @@ def main() -> None:
         "output_dir": out + ".run", "num_train_epochs": 2, "learning_rate": 3e-3, "warmup_steps": 2, "logging_steps": 1,
         "total_train_batch_size": 8, "save_strategy": "no", "report_to": "none", "use_cpu": True, "bf16": False,
         "sft_weight": 0.1, "disable_tqdm": True, "weight_decay": 0.01, "eval_on_start": True,
+        "monitor": "off",
     } | {key: json.loads(value) for key, value in settings.items()}  # fmt: skip
     evaluate_first = options.pop("evaluate_first", False)
     if options.pop("as_drawn", False):

@@ -43,7 +43,8 @@ class CheckpointCallback(TrainerCallback):
         """Called by transformers after a checkpoint was written."""
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         seal(folder, self.identity)
-        if state.is_world_process_zero and self.limit is not None:
+        kept = kwargs.get("keep_others")  # a monitor stops the run: earlier checkpoints may be better than this one
+        if state.is_world_process_zero and self.limit is not None and not kept:
             best = Path(state.best_model_checkpoint).name if state.best_model_checkpoint else ""
             for old in checkpoints(folder.parent)[: -max(1, self.limit)]:
                 if old.name != best:
