@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +12,18 @@ import numpy as np
 from accelerate.utils import broadcast_object_list
 from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import is_deepspeed_zero3_enabled
 
 from simpo.errors import ModelError
-from simpo.monitor.answers import answer_numbers, choose_prompts, end_ids, generate_answers, prompt_room, why_no_answers
+from simpo.monitor.answers import (
+    Answer,
+    answer_numbers,
+    choose_prompts,
+    end_ids,
+    generate_answers,
+    prompt_room,
+    why_no_answers,
+)
 from simpo.monitor.checkpoint import keep_checkpoint
 from simpo.monitor.files import GENERATIONS, WARNINGS, MonitorFiles
 from simpo.monitor.probe import Columns, PairProbe, Sample, choose_sample, pair_numbers, with_reference
@@ -59,7 +68,9 @@ class Monitors(TrainerCallback):
         if state.is_world_process_zero:
             self._files.begin(state.global_step)
             for row in self._files.warnings():
-                self._said[row["name"]] = max(self._said.get(row["name"], "note"), row["level"], key=LEVELS.index)
+                if row.get("level") in LEVELS:
+                    name = str(row.get("name"))
+                    self._said[name] = max(self._said.get(name, "note"), row["level"], key=LEVELS.index)
         trainer = self._trainer
         sample = choose_sample(trainer.train_dataset, trainer.eval_dataset, trainer.args.monitor_pairs)
         if sample is None:
@@ -87,20 +98,19 @@ class Monitors(TrainerCallback):
         evaluates = self._trainer.eval_dataset is not None and str(getattr(args.eval_strategy, "value", "no")) != "no"
         ends = state.global_step >= state.max_steps
         due = state.global_step % max(1, round(state.max_steps / PROBES)) == 0
-        if (due or ends) and not evaluates:
+        if ends or (due and not evaluates):
             self._look()
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
         """Look, unless the last time was a moment ago."""
-        ends = state.global_step >= state.max_steps
-        if self._trainer.is_in_train and (
-            not self._start or ends or state.global_step - self._looked >= state.max_steps / _MOST
-        ):
+        recent = state.global_step - self._looked < state.max_steps / _MOST
+        if self._trainer.is_in_train and not (self._start and recent):
             self._look()
 
-    def on_train_end(self, *_: Any, **__: Any) -> None:
-        """Look for the last time, where no evaluation did."""
-        self._look()
+    def on_train_end(self, args: TrainingArguments, *_: Any, **__: Any) -> None:
+        """Look for the last time, where training ended early; the best model, once loaded, is that of another step."""
+        if not args.load_best_model_at_end:
+            self._look()
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, *_: Any, logs: dict[str, Any] | None = None, **__: Any
@@ -120,13 +130,16 @@ class Monitors(TrainerCallback):
         if reason is None and not prompts:
             reason = "every prompt fills the model's context"
         if reason is not None:
-            self._note(
-                "no_generations",
-                f"no prompt is answered during training: {reason}",
-                "sample from a checkpoint with simpo generate; monitor_prompts: 0 leaves out this note",
-            )
+            self._without_answers(reason)
             return []
         return prompts
+
+    def _without_answers(self, reason: str) -> None:
+        self._note(
+            "no_generations",
+            f"no prompt is answered during training: {reason}",
+            "sample from a checkpoint with simpo generate; monitor_prompts: 0 leaves out this note",
+        )
 
     def _known_start(self) -> Columns | None:
         """What was measured at the start of a run that is resumed, read by the first process for all."""
@@ -151,7 +164,7 @@ class Monitors(TrainerCallback):
         self._looked = state.global_step
         found = self._probe.measure()
         self._start = self._start or found
-        answers = generate_answers(trainer, self._prompts, self._ends) if self._prompts else []
+        answers = self._answers()
         numbers = pair_numbers(found, self._start, trainer.scorer.objective) | answer_numbers(answers)
         log_line_is_due = trainer.control.should_log  # which logging anything else would cancel
         trainer.log(numbers)
@@ -162,14 +175,34 @@ class Monitors(TrainerCallback):
             self._files.add(GENERATIONS, rows)
             if all(np.isfinite(found[side]).all() for side in ("chosen", "rejected")):
                 self._files.write_probe(state.global_step, with_reference(found, self._start))
-            log_table(rows, trainer.args.report_to or (), trainer.callback_handler.callbacks)
+            self._show(rows)
             seen = findings(self._history(), PROBE_RULES)
             self._say(seen)
             grave = [finding for finding in seen if finding.level == "stop"]
         if trainer.args.monitor == "stop":
             self._stop_at(grave)
 
+    def _answers(self) -> list[Answer]:
+        """Greedy answers; a model that fails to give them is not asked again, and trains on."""
+        if not self._prompts:
+            return []
+        try:
+            return generate_answers(self._trainer, self._prompts, self._ends)
+        except Exception as error:
+            if is_deepspeed_zero3_enabled():  # other processes wait for this one within a layer
+                raise
+            self._prompts = []
+            self._without_answers(f"{type(error).__name__}: {error}")
+            return []
+
     # What becomes of it
+
+    def _show(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """The answers in the experiment trackers, whose failures are theirs."""
+        try:
+            log_table(rows, self._trainer.args.report_to or (), self._trainer.callback_handler.callbacks)
+        except Exception as error:
+            logger.warning("a tracker did not take the answers of step %d: %s", self._trainer.state.global_step, error)
 
     def _history(self) -> History:
         state = self._trainer.state
@@ -178,6 +211,7 @@ class Monitors(TrainerCallback):
             max_steps=state.max_steps,
             pairs_per_step=self._trainer.args.total_train_batch_size or 1,
             probe_pairs=0 if self._sample is None else len(self._sample.row),
+            held_out=self._sample is not None and self._sample.held_out,
         )
 
     def _note(self, name: str, text: str, advice: str) -> None:

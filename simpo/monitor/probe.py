@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
+from datasets import Dataset
 from torch import Tensor, nn
 
+from simpo.data.tokenize import is_tokenized
 from simpo.losses import Objective, PairLogps
 from simpo.metrics import PairResults
 from simpo.monitor import signals
@@ -53,6 +55,8 @@ def choose_sample(train: Any, evaluation: Any, count: int) -> Sample | None:
     """
     named = isinstance(evaluation, Mapping)
     held_out = next(iter(evaluation.values()), None) if named else evaluation
+    if isinstance(held_out, Dataset) and not is_tokenized(held_out):  # given to the trainer later than the others
+        held_out = None
     pairs = train if held_out is None else held_out
     whole = np.flatnonzero((token_counts(pairs)[1:] > 0).all(axis=0))
     if not len(whole):

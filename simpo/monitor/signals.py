@@ -43,12 +43,14 @@ class History:
         max_steps: optimizer steps of the whole run.
         pairs_per_step: pairs of an optimizer step.
         probe_pairs: pairs that a probe measures.
+        held_out: they are not trained on.
     """
 
     logs: Sequence[Mapping[str, Any]]
     max_steps: int
     pairs_per_step: int
     probe_pairs: int
+    held_out: bool = True
     steps: list[Mapping[str, Any]] = field(init=False)
     probes: list[Mapping[str, Any]] = field(init=False)
 
@@ -190,8 +192,8 @@ def _entropy_low(history: History) -> Seen | None:
 
 def _saturated(history: History) -> Seen | None:
     accuracy = history.now(ACCURACY)
-    if history.probe_pairs < _ENOUGH_PAIRS:
-        return None
+    if history.probe_pairs < _ENOUGH_PAIRS or not history.held_out:
+        return None  # pairs that are trained on may well be told apart
     return Seen(accuracy, f"{accuracy:.1%} of {history.probe_pairs} followed pairs are told apart")
 
 
@@ -235,15 +237,17 @@ def _at_chance(history: History) -> Seen | None:
 
 
 def _earlier(history: History, name: str) -> list[float]:
-    values = [float(entry[name]) for entry in history.steps[:-1] if name in entry][-_WINDOW:]
+    values = [_number(entry, name) for entry in history.steps[-_WINDOW - 1 : -1]]
+    values = [value for value in values if math.isfinite(value)]
     return values if len(values) >= _BEFORE else []
 
 
 def _gradient_spike(history: History) -> Seen | None:
     earlier = _earlier(history, "grad_norm")
-    if not earlier or "grad_norm" not in history.steps[-1]:
-        return None
-    norm, usual = float(history.steps[-1]["grad_norm"]), median(earlier)
+    norm = _number(history.steps[-1], "grad_norm") if earlier else math.nan
+    if not math.isfinite(norm):
+        return None  # fp16's loss scaling makes such a norm now and then, and leaves the update out
+    usual = median(earlier)
     return Seen(norm / max(usual, 1e-12), f"the gradients' norm is {norm:.3g}; {usual:.3g} is usual in this run")
 
 
@@ -314,7 +318,7 @@ PROBE_RULES: tuple[Rule, ...] = (
     Rule(
         "saturated", _saturated, {"warn": 0.985},
         "judges and people agree in fewer pairs than that, so held-out pairs of real data are told apart in 60 to 90%; "
-        "asked of 32 pairs or more",
+        "asked of 32 held-out pairs or more",
         "Either these pairs were trained on, or one sign gives the chosen response away",
         "look at leakage, eval_overlap and length_bias in simpo inspect, and at what all chosen responses share", _FULL,
     ),

@@ -84,6 +84,11 @@ def test_numbers_that_were_not_measured_are_left_out() -> None:
     assert findings(history(START, few | {signals.DROP: 1.5}), PROBE_RULES)[0].name == "chosen_falls"
 
 
+def test_pairs_that_are_trained_on_may_be_told_apart() -> None:
+    seen = dataclasses.replace(history(START, HEALTHY | {signals.ACCURACY: 1.0}), held_out=False)
+    assert findings(seen, PROBE_RULES) == []
+
+
 def test_accuracy_too_good_too_early() -> None:
     accuracy = "rewards/accuracies"
     early = steps({accuracy: [0.6, 0.99, 1.0]})
@@ -111,6 +116,14 @@ def test_gradient_spikes() -> None:
         "gradient_spike": "warn"
     }
     assert findings(history(*steps({"grad_norm": [2.0, 200.0]})), TRAINING_RULES) == []  # nothing is usual yet
+
+
+def test_an_overflow_that_loss_scaling_leaves_out_is_no_spike() -> None:
+    norms = [math.inf, math.inf, *[2.0, 3.0, 2.5] * 5]
+    assert findings(history(*steps({"grad_norm": [*norms, math.inf]})), TRAINING_RULES) == []
+    assert named(findings(history(*steps({"grad_norm": [*norms, math.nan, 30.0]})), TRAINING_RULES)) == {
+        "gradient_spike": "note"
+    }
 
 
 def test_loss_spikes() -> None:
