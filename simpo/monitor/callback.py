@@ -98,17 +98,19 @@ class Monitors(TrainerCallback):
         evaluates = self._trainer.eval_dataset is not None and str(getattr(args.eval_strategy, "value", "no")) != "no"
         ends = state.global_step >= state.max_steps
         due = state.global_step % max(1, round(state.max_steps / PROBES)) == 0
-        if ends or (due and not evaluates):
+        if (due or ends) and not evaluates:
             self._look()
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
         """Look, unless the last time was a moment ago."""
-        recent = state.global_step - self._looked < state.max_steps / _MOST
-        if self._trainer.is_in_train and not (self._start and recent):
+        ends = state.global_step >= state.max_steps
+        if self._trainer.is_in_train and (
+            not self._start or ends or state.global_step - self._looked >= state.max_steps / _MOST
+        ):
             self._look()
 
     def on_train_end(self, args: TrainingArguments, *_: Any, **__: Any) -> None:
-        """Look for the last time, where training ended early; the best model, once loaded, is that of another step."""
+        """Look for the last time, where no evaluation did; the best model, loaded by now, is that of another step."""
         if not args.load_best_model_at_end:
             self._look()
 

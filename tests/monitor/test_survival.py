@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from transformers import TrainerCallback
 
 from simpo.monitor import callback
 from tests.monitor.conftest import preference_pairs
@@ -73,19 +74,24 @@ def test_an_evaluation_set_that_came_later(make_trainer, warnings_of) -> None:
     assert looks(trainer) == [0, 1] and warnings_of() == {"no_held_out_pairs": "note"}
 
 
-@pytest.mark.parametrize("strategy", ["steps", "epoch"])
-def test_the_last_look_is_at_the_last_step(make_trainer, strategy) -> None:
-    """Before the best model is loaded in place of the last one."""
-    options = {"eval_strategy": strategy, "save_strategy": strategy, "load_best_model_at_end": True,
-               "metric_for_best_model": "logps/rejected", "greater_is_better": True}  # fmt: skip
-    steps = {"eval_steps": 2, "save_steps": 2, "max_steps": 3} if strategy == "steps" else {"num_train_epochs": 2}
-    trainer = make_trainer(TRAIN, HELD_OUT, **options, **steps, **SHORT, learning_rate=3e-3)
-    trainer.train()  # rejected responses fall, so the first checkpoint is the best
-    last = {entry["step"]: entry["monitor/logps/rejected"] for entry in trainer.state.log_history
-            if "monitor/logps/rejected" in entry}  # fmt: skip
-    steps = sorted(last)
-    assert steps[-1] == trainer.state.max_steps
-    assert abs(last[steps[-1]] - last[steps[-2]]) > 1e-3
+class StopAt(TrainerCallback):
+    """Ends the training after a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args, state, control, **_) -> None:
+        """Called by transformers."""
+        control.should_training_stop = state.global_step >= self.step
+
+
+@pytest.mark.parametrize(("best", "expected"), [(True, [0, 2]), (False, [0, 2, 3])])
+def test_the_best_model_is_not_taken_for_the_last(make_trainer, best, expected) -> None:
+    options = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2, "max_steps": 6}
+    trainer = make_trainer(TRAIN, HELD_OUT, load_best_model_at_end=best, **options, **SHORT)
+    trainer.add_callback(StopAt(3))
+    trainer.train()
+    assert looks(trainer) == expected
 
 
 def test_a_single_held_out_pair(make_trainer) -> None:
