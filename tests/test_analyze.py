@@ -163,7 +163,10 @@ def test_wrong_models_and_data(tiny_dir, pairs_file, tmp_path: Path, capsys) -> 
     empty.write_text("")
     assert analyze("--models", tiny_dir, data=str(empty), output=tmp_path / "b") == 2
     assert "empty.jsonl" in capsys.readouterr().err
-    assert not (tmp_path / "a").exists() and not (tmp_path / "b").exists()  # another try may take them
+    wrong = ("--models", tiny_dir, "--initial", str(tmp_path / "gone"))
+    assert analyze(*wrong, data=pairs_file, output=tmp_path / "c") == 2
+    assert "gone" in capsys.readouterr().err
+    assert not any((tmp_path / name).exists() for name in "abc")  # another try may take them
     assert main(["analyze", "--models", tiny_dir]) == 2
     assert "--data: is missing" in capsys.readouterr().err
 

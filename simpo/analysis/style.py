@@ -67,9 +67,20 @@ def styled(draw: Callable[_P, _R]) -> Callable[_P, _R]:
                 f"pictures need matplotlib ({error}); install it with: pip install 'simpo[plots]'"
             ) from error
         with rc_context(_RC):
-            return draw(*args, **kwargs)
+            figure = draw(*args, **kwargs)
+        _spell_out_dollars(figure)
+        return figure
 
     return drawn
+
+
+def _spell_out_dollars(figure: Any) -> None:
+    """Names of runs and models may hold dollars, between which matplotlib expects a formula."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        if "$" in text.get_text() and "\\mathdefault" not in text.get_text():  # as labels of a log axis have it
+            text.set_parse_math(False)
 
 
 def canvas(title: str, height: float, rows: int = 1, columns: int = 1, **panels: Any) -> tuple[Any, list[Any]]:

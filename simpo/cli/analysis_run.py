@@ -43,6 +43,9 @@ def analyze(plan: Plan) -> None:
     accelerator.wait_for_everyone()
     notes: list[str] = []
     read = {one.name: _read(one, accelerator, first=one is plan.settings[0]) for one in plan.settings}
+    policy = plan.initial
+    if policy is not None and not plan.implied and policy not in plan.settings:
+        read[policy.name] = _read(policy, accelerator)
     if main:  # not before data and models are known to be there: a folder belongs to the pairs that it names
         _make_folder(plan)
     accelerator.wait_for_everyone()
@@ -130,9 +133,9 @@ def _score_initial(
             else "Nothing is measured against an initial policy, as --initial none asks"
         )
         return None
-    if policy.name not in read:
+    if policy not in plan.settings:
         try:
-            read[policy.name] = _read(policy, accelerator)
+            read[policy.name] = read.get(policy.name) or _read(policy, accelerator)
             _score(policy, read[policy.name], plan, accelerator)
         except ModelError as error:
             if not plan.implied:

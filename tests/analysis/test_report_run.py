@@ -273,6 +273,18 @@ def test_a_loss_that_is_no_number_is_told(make: Make, undrawn: None) -> None:
     )
 
 
+def test_gradients_that_loss_scaling_leaves_out_are_none(make: Make, undrawn: None) -> None:
+    lines = log_lines(12)
+    lines[4]["grad_norm"] = float("inf")
+    page = report_page([make("run", lines, settings={"fp16": True})])
+    assert all(text.level != "stop" for text in of_kind(page, "Warnings", Text))
+
+
+def test_dollars_in_names_are_no_formulas(make: Make) -> None:
+    runs = [make(name, log_lines(3)) for name in ("$x_{$", "$a$b")]
+    assert of_kind(report_page(runs), "Training", Picture)[0].name == "loss.png"
+
+
 def test_numbers_of_monitors_are_drawn(make: Make) -> None:
     lines = [
         {"step": step, "monitor/chosen_drop": step / 10, "monitor/own_idea": 1.0 / step, "monitor/entropy": "x"}
