@@ -232,8 +232,8 @@ def test_checks_reach_the_run_and_the_launcher(
 ) -> None:
     assert cli.main(["train", config]) == cli.main(["train", config, "--strict", "--no-audit"]) == 0
     assert [(call["strict"], call["audit"]) for call in calls] == [(False, True), (True, False)]
-    assert cli.main(["train", config, "--strict", "--no-audit", "--accelerate", "cpu"]) == 0
-    assert launched[0][-3:] == [config, "--no-audit", "--strict"]
+    assert cli.main(["train", config, "--strict", "--no-audit", "--no-report", "--accelerate", "cpu"]) == 0
+    assert launched[0][-4:] == [config, "--no-audit", "--strict", "--no-report"]
 
 
 def test_settings_are_checked_before_launching(
@@ -389,6 +389,15 @@ def test_train_ends_with_a_report(
     folder = log_of_a_run(tmp_path / "run")
     assert cli.main(["train", config, f"--output_dir={folder}"]) == 0
     assert capsys.readouterr().out == f"Report: {folder}/report.html\n" and (folder / "report.html").is_file()
+
+
+def test_a_report_that_is_not_wanted(
+    config: str, calls: Calls, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = log_of_a_run(tmp_path / "run")
+    assert cli.main(["train", config, "--no-report", f"--output_dir={folder}"]) == 0
+    said = capsys.readouterr()
+    assert said.out + said.err == "" and not (folder / "report.html").exists() and len(calls) == 1
 
 
 def test_a_report_that_fails_does_not_fail_the_run(

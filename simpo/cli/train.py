@@ -14,7 +14,7 @@ Every setting can be overridden as --key=value, for instance:
   simpo train training_configs/llama-3-8b-instruct-simpo-v2.yaml --learning_rate=8e-7 --output_dir=outputs/try-2
 """
 
-FLAGS = RUN_FLAGS | {"--no-audit": Flag("none"), "--strict": Flag("none")}
+FLAGS = RUN_FLAGS | {name: Flag("none") for name in ("--no-audit", "--strict", "--no-report")}
 
 
 def add(verbs: Verbs) -> None:
@@ -37,6 +37,7 @@ def add(verbs: Verbs) -> None:
         action="store_true",
         help="count warnings about settings and data as errors",
     )
+    parser.add_argument("--no-report", action="store_true", help="leave out report.html; simpo report makes it later")
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
@@ -44,7 +45,8 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     if launches(args):
         from simpo.settings import check_settings
 
-        own = ["--no-audit"] * args.no_audit + ["--strict"] * args.strict
+        flags = {"--no-audit": args.no_audit, "--strict": args.strict, "--no-report": args.no_report}
+        own = [name for name, given in flags.items() if given]
         relaunch("train", args, overrides, check_settings, run_words(args) + own)
         return
     from simpo.settings import read_settings
@@ -64,7 +66,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
         audit=not args.no_audit,
         strict=args.strict,
     )
-    if not args.dry_run and settings.training.process_index == 0:
+    if not (args.dry_run or args.no_report) and settings.training.process_index == 0:
         _report(str(settings.training.output_dir))
 
 

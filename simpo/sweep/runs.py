@@ -74,7 +74,7 @@ class Launcher:
         """The command line of a trial."""
         folder = self.output / folder_name(number)
         own_checks = ["--no-audit"] * (not self.audit) + ["--strict"] * self.strict
-        words = [sys.executable, "-m", "simpo.cli", "train", *self.configs, *own_checks]
+        words = [sys.executable, "-m", "simpo.cli", "train", *self.configs, *own_checks, "--no-report"]
         if self.launch_config is not None:
             words.append(f"--accelerate={_own_launch_config(self.launch_config, folder / 'logs', devices)}")
         # The finished model is what a trial leaves; the best checkpoint can be asked for only where there are some.

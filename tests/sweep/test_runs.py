@@ -139,7 +139,7 @@ def test_the_command_line_of_a_trial(tmp_path: Path) -> None:
     folder = tmp_path / "sweep" / "trial-0007"
     command = launcher.command(7, {"beta": 2.5, "truncation": "cut"}, ("4", "5"))
     assert command == [
-        *(sys.executable, "-m", "simpo.cli", "train", "a.yaml", "b.yaml", "--no-audit"),
+        *(sys.executable, "-m", "simpo.cli", "train", "a.yaml", "b.yaml", "--no-audit", "--no-report"),
         *(f"--accelerate={folder}/logs/accelerate.yaml", "--save_strategy=no", "--max_steps=3", "--hub_token=secret"),
         *("--beta=2.5", "--truncation=cut", f"--output_dir={folder}", "--run_name=sweep-trial-0007"),
         "--push_to_hub=false",
