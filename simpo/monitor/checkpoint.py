@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import broadcast_object_list
 
@@ -19,11 +21,11 @@ def keep_checkpoint(trainer: PreferenceTrainer, *, keep_others: bool) -> Path:
         keep_others: older checkpoints stay, whatever `save_total_limit` says.
 
     Returns:
-        The checkpoint of this step; the one that is there already where there is one.
+        The checkpoint of this step; the one that is there already where this run wrote one.
     """
     args, state = trainer.args, trainer.state
     path = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-    (there,) = broadcast_object_list([(path / "trainer_state.json").is_file()])  # before any process writes
+    (there,) = broadcast_object_list([_is_of_run(path, state.log_history)])  # before any process writes
     if there:
         return path
     limit = args.save_total_limit
@@ -37,3 +39,12 @@ def keep_checkpoint(trainer: PreferenceTrainer, *, keep_others: bool) -> Path:
         args.save_total_limit = limit
     trainer.accelerator.wait_for_everyone()
     return path
+
+
+def _is_of_run(path: Path, history: Sequence[dict[str, Any]]) -> bool:
+    """Whether a checkpoint was written in the run that has logged this: a folder may hold those of an earlier run."""
+    try:
+        logged = json.loads((path / "trainer_state.json").read_text())["log_history"]
+    except (OSError, ValueError, KeyError):
+        return False
+    return bool(logged == json.loads(json.dumps(history[: len(logged)])))

@@ -129,3 +129,18 @@ def test_a_checkpoint_that_is_there_is_not_written_again(make_trainer, tmp_path)
     trainer.add_callback(Times())
     stopped(trainer)
     assert times[trainer.state.global_step] == 1
+
+
+def test_a_checkpoint_of_an_earlier_run_is_not_taken_for_this_one(make_trainer, tmp_path) -> None:
+    """Trainers do not mind a folder that holds something."""
+    kept = []
+    for rate in (1e-4, 1e-3):
+        options = {"learning_rate": rate, "data_seed": 2, "warmup_steps": 0, **SETTINGS}
+        trainer = make_trainer(PAIRS, own_objective=nan_loss, **options)
+        stopped(trainer)
+        path = tmp_path / "out" / f"checkpoint-{trainer.state.global_step}" / "model.safetensors"
+        kept.append((load_file(path), trainer.model.state_dict()))
+    assert trainer.state.global_step > 0
+    assert not torch.equal(*(saved["model.layers.0.mlp.up_proj.weight"] for saved, _ in kept))
+    for saved, own in kept:
+        assert all(torch.equal(values, own[name]) for name, values in saved.items())
