@@ -19,7 +19,7 @@ LAYERS = (
     {"errors", "losses", "logps", "attention", "flops", "estimates"},
     {"batching", "packing", "parity", "metrics", "objectives", "processes"},
     {"checks", "config", "forward", "model", "settings", "data", "reference", "loaders", "scoring", "engines", "store"},
-    {"trainer", "initial_policy", "audit", "sampling"},
+    {"trainer", "initial_policy", "audit", "planning", "sampling"},
     {"run"},
     {"onpolicy", "evals", "analysis", "chat"},
     {"sweep"},

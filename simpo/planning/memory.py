@@ -35,6 +35,7 @@ from simpo.planning.sizes import Sizes, count_sizes
 _BUCKET, _LIVE, _SUB_GROUP = 500_000_000, 1_000_000_000, 1_000_000_000
 _CONTEXT = int(1.5 * 2**30)  # CUDA context, cuBLAS workspaces, NCCL's channels
 _FRAGMENTATION = 0.05  # of the tensors: what torch's allocator holds and cannot use
+_COUNTED: dict[str, Sizes] = {}  # a search asks for the same few models again and again
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +55,6 @@ class Case:
         accumulated: a step has several micro-batches.
         optim: name of the optimizer, as `TrainingArguments.optim`.
         cuda: on CUDA, with kernels for attention and head; else torch's code on a CPU.
-        kernels: attention by a kernel of the flash family; else SDPA segment by segment.
     """
 
     config: PretrainedConfig
@@ -73,7 +73,10 @@ class Case:
     @functools.cached_property
     def sizes(self) -> Sizes:
         """Parameters."""
-        return count_sizes(self.config, self.adapter)
+        key = self.config.to_json_string() + repr(self.adapter)
+        if key not in _COUNTED:
+            _COUNTED[key] = count_sizes(self.config, self.adapter)
+        return _COUNTED[key]
 
     @property
     def tokens(self) -> int:
