@@ -38,7 +38,7 @@ def add(verbs: Verbs) -> None:
         "--gpu",
         action="append",
         metavar="NAME",
-        help="h100-80gb (default), a100-80gb, h200, b200, l40s, rtx4090 or cpu; several times for several, side by side",
+        help="h100-80gb (default), a100-80gb, h200, b200, l40s, rtx4090 or cpu; more than once: side by side",
     )
     parser.add_argument(
         "--engine", metavar="NAME", help="single, ddp, zero2, zero3 or fsdp2 (default: zero3, single on one GPU)"
@@ -51,7 +51,10 @@ def add(verbs: Verbs) -> None:
     parser.add_argument("--bandwidth", type=float, metavar="GB/S", help="bandwidth of its memory")
     parser.add_argument("--price", type=float, metavar="PRICE", help="of one GPU for an hour")
     parser.add_argument(
-        "--mean-tokens", type=_lengths, metavar="P,C,R", help="mean tokens of prompt, chosen and rejected; reads no data"
+        "--mean-tokens",
+        type=_lengths,
+        metavar="P,C,R",
+        help="mean tokens of prompt, chosen, rejected; reads no data",
     )
     parser.add_argument("--pairs", type=count, metavar="N", help="pairs of an epoch")
     parser.add_argument("--utilisation", type=float, metavar="PART", help="of the dense bf16 peak (default: 0.3)")

@@ -33,11 +33,12 @@ class Change(NamedTuple):
 
 
 class Proposal(NamedTuple):
-    """A set of changes with which a run fits: their names, the run, and what to write."""
+    """A set of changes with which a run fits: their names, the run, what to write, and the bytes that it then needs."""
 
     names: list[str]
     case: Case
     lines: list[str]
+    total: float
 
 
 def proposals(case: Case, capacity: float, *, longest: int, fill: Fill) -> list[Proposal]:
@@ -64,7 +65,8 @@ def fits(case: Case, capacity: float) -> bool:
 
 
 def _proposal(some: Sequence[Change], changed: Case) -> Proposal:
-    return Proposal([change.name for change in some], changed, [line for change in some for line in change.lines(changed)])
+    lines = [line for change in some for line in change.lines(changed)]
+    return Proposal([change.name for change in some], changed, lines, memory_of(changed).total)
 
 
 def _sets(case: Case, changes: Sequence[Change], size: int) -> Iterator[tuple[Sequence[Change], Case]]:
@@ -85,11 +87,11 @@ def _with_more_gpus(case: Case, capacity: float, here: Sequence[Change]) -> list
     while gpus <= MOST_GPUS:
         for size in range(3):
             more = case.changed(engine=_over(case.engine, gpus))
-            for some, changed in _sets(more, here[:2], size) if size else [((), more)]:
+            for some, changed in _sets(more, here[:2], size):
                 if fits(changed, capacity):
-                    proposal = _proposal(some, changed)
+                    one = _proposal(some, changed)
                     flags = f"--gpus {gpus} --engine {changed.engine.kind}"
-                    return [Proposal([f"{gpus} GPUs", *proposal.names], changed, [flags, *proposal.lines])]
+                    return [one._replace(names=[f"{gpus} GPUs", *one.names], lines=[flags, *one.lines])]
         gpus *= 2
     return []
 

@@ -35,7 +35,9 @@ from simpo.planning.sizes import Sizes, count_sizes
 _BUCKET, _LIVE, _SUB_GROUP = 500_000_000, 1_000_000_000, 1_000_000_000
 _CONTEXT = int(1.5 * 2**30)  # CUDA context, cuBLAS workspaces, NCCL's channels
 _FRAGMENTATION = 0.05  # of the tensors: what torch's allocator holds and cannot use
-_COUNTED: dict[str, Sizes] = {}  # a search asks for the same few models again and again
+# A search asks for the same few models and steps again and again.
+_COUNTED: dict[str, Sizes] = {}
+_REHEARSED: dict[str, dict[str, Phase]] = {}
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +56,8 @@ class Case:
         pairs: lengths of the pairs of the largest micro-batch.
         accumulated: a step has several micro-batches.
         optim: name of the optimizer, as `TrainingArguments.optim`.
-        cuda: on CUDA, with kernels for attention and head; else torch's code on a CPU.
+        cuda: on CUDA; else torch's code on a CPU.
+        flash: on CUDA, attention by a kernel of the flash family; else SDPA segment by segment.
     """
 
     config: PretrainedConfig
@@ -69,6 +72,7 @@ class Case:
     accumulated: bool = True
     optim: str = "adamw_torch_fused"
     cuda: bool = True
+    flash: bool = True
 
     @functools.cached_property
     def sizes(self) -> Sizes:
@@ -124,7 +128,7 @@ class Held(NamedTuple):
 
 def memory_of(case: Case) -> Memory:
     """What one GPU of a run needs, at the worst moment of a step."""
-    held, phases = held_by(case), rehearse(_step_of(case))
+    held, phases = held_by(case), _rehearsed(_step_of(case))
     kept = 0.0 if case.engine.shards_gradients else 4.0 * case.sizes.trained
     update = held.weights + held.states + held.buffers + held.gradients + kept + (extra := _update_extra(case))
     name, phase = max(phases.items(), key=lambda item: item[1].peak)
@@ -137,6 +141,13 @@ def memory_of(case: Case) -> Memory:
         moment = "forward" if name == "forward" else f"backward, {name.replace('head', 'LM head')}"
     reserve = _CONTEXT + _FRAGMENTATION * sum(parts.values()) if case.cuda else 0.0
     return Memory(parts, moment, reserve)
+
+
+def _rehearsed(step: Step) -> dict[str, Phase]:
+    key = step.config.to_json_string() + repr(dataclasses.replace(step, config=None))  # type: ignore[arg-type]
+    if key not in _REHEARSED:
+        _REHEARSED[key] = rehearse(step)
+    return _REHEARSED[key]
 
 
 def _parts(held: Held, phase: Phase, *, temporaries: float) -> dict[str, float]:
@@ -164,6 +175,7 @@ def _step_of(case: Case) -> Step:
         adapter=case.adapter,
         adapter_dtype=compute if sixteen_bit else torch.float32,
         cuda=case.cuda,
+        flash=case.flash,
         sharded=case.engine.shards_gradients,
         accumulated=case.accumulated and not case.engine.shards_gradients,
     )

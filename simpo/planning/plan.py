@@ -133,11 +133,12 @@ def plan_run(run: Run, gpu: Gpu) -> GpuPlan:
 def _case(run: Run, gpu: Gpu, cut: PlanSummary) -> Case:
     model, args = run.settings.model, run.settings.training
     bf16 = gpu.cuda if run.settings.resolved.get("bf16") is None else bool(args.bf16)
+    bf16 = bf16 or args.fp16 or model.load_in_4bit or model.load_in_8bit  # fp16 takes the same room
     return Case(
         run.config,
         run.engine,
         run.workload.micro_batch(cut.longest, shared=args.prefix_sharing),
-        bf16=(bf16 or args.fp16),
+        bf16=bf16,
         checkpointing=bool(args.gradient_checkpointing),
         adapter=run.adapter,
         bits=4 if model.load_in_4bit else 8 if model.load_in_8bit else None,
@@ -146,6 +147,7 @@ def _case(run: Run, gpu: Gpu, cut: PlanSummary) -> Case:
         accumulated=cut.micro_batches > cut.steps,
         optim=str(getattr(args.optim, "value", args.optim)),
         cuda=gpu.cuda,
+        flash=bf16 and args.attn_backend != "sdpa",
     )
 
 

@@ -53,8 +53,6 @@ def run_planning(settings: RunSettings, options: PlanOptions) -> None:
     config = load_model_config(
         str(model.model_name_or_path), revision=model.model_revision, trust_remote_code=model.trust_remote_code
     )
-    if model.load_in_4bit or model.load_in_8bit:
-        settings.training.bf16 = True  # what quantised weights are multiplied in
     workload = read_workload(settings, options.mean_tokens, options.pairs)
     run = Run(
         config, model.peft_config(), settings, options.engine, workload, options.price, utilisation=options.utilisation

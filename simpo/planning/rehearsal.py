@@ -41,7 +41,8 @@ class Step:
         checkpointing: activations of a layer are computed again in backward.
         adapter: a PEFT configuration, or None for full fine-tuning.
         adapter_dtype: of the adapter's weights.
-        cuda: with CUDA's kernels; otherwise with the torch code that runs on a CPU.
+        cuda: with CUDA's kernel of the head; otherwise with the torch code that runs on a CPU.
+        flash: attention by a kernel of the flash family too.
         sharded: gradients leave as soon as they are complete.
         accumulated: the gradients of an earlier micro-batch are there.
     """
@@ -55,6 +56,7 @@ class Step:
     adapter: Any = None
     adapter_dtype: torch.dtype = torch.float32
     cuda: bool = False
+    flash: bool = True
     sharded: bool = False
     accumulated: bool = False
 
@@ -99,7 +101,7 @@ def _rehearse(step: Step, layers: int) -> dict[str, Phase]:
     base: Any = model.get_base_model() if step.adapter is not None else model
     install_packed_forward(base, "sdpa")
     if step.cuda:
-        install_cuda_standins(base)
+        install_cuda_standins(base, flash=step.flash)
     if step.checkpointing:
         enable_checkpointing(base)
     disable_dropout(model)
@@ -124,7 +126,7 @@ def meta_model(config: PretrainedConfig, dtype: torch.dtype, adapter: Any = None
         if getattr(text, "layer_types", None):
             text.layer_types = text.layer_types[:layers]
     rope = getattr(text, "rope_parameters", None)
-    if isinstance(rope, dict) and rope.get("rope_type") in ("dynamic", "longrope"):  # read positions, which are not there
+    if isinstance(rope, dict) and rope.get("rope_type") in ("dynamic", "longrope"):  # these read the positions
         text.rope_parameters = {"rope_type": "default", "rope_theta": rope.get("rope_theta", 10_000.0)}
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -253,13 +255,16 @@ class _Clock:
         def hook(_: nn.Module, __: Any, output: Any) -> None:
             hidden = output[0] if isinstance(output, tuple) else output
             if hidden.requires_grad:
-                hidden.register_hook(lambda _: self.mark(name))
+                hidden.register_hook(begins)
+
+        def begins(_: Tensor) -> None:
+            self.mark(name)
 
         return hook
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
-    """The list of a decoder's layers."""
+    """The list of a decoder's layers, of a model or of an adapter around it."""
     base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
     depth = base.config.get_text_config().num_hidden_layers
     return next(

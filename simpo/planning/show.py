@@ -115,7 +115,8 @@ def _show_proposals(plan: GpuPlan, console: Console) -> None:
     if not plan.proposals:
         console.print(_hanging("-", "nothing that was tried: a smaller model, or GPUs with more memory", width=1))
     for number, proposal in enumerate(plan.proposals, start=1):
-        console.print(_hanging(f"{number}.", " + ".join(proposal.names), width=2))
+        needed = f" ({proposal.total / _GIB:.1f} GiB)"
+        console.print(_hanging(f"{number}.", " + ".join(proposal.names) + needed, width=2))
         for line in proposal.lines:
             console.print(Text(f"     {line}"))
 
@@ -130,7 +131,8 @@ def assumptions(run: Run, plans: Sequence[GpuPlan]) -> list[str]:
         f"batches: micro-batches as a run cuts them, imbalance {plans[0].cut.imbalance:.3f}",
     ]
     if case.cuda:
-        lines.append("memory: attention by a kernel of the flash family; reserve: 1.5 GiB for CUDA, cuBLAS and NCCL, "
+        kernel = "a kernel of the flash family" if case.flash else "SDPA"
+        lines.append(f"memory: attention by {kernel}; reserve: 1.5 GiB for CUDA, cuBLAS and NCCL, "
                      "and 5% that the allocator cannot use")  # fmt: skip
     if case.engine.gpus > 1:
         lines.append(f"{case.engine}: buffers by the engine's defaults, not measured; docs/planning.md says how")
@@ -171,7 +173,7 @@ def _gpu_json(plan: GpuPlan) -> dict[str, Any]:
         },
         "times": None if times is None else {**times._asdict(), "epoch": times.epoch},
         "cost": plan.cost,
-        "changes": [{"names": one.names, "lines": one.lines} for one in plan.proposals],
+        "changes": [{"names": one.names, "lines": one.lines, "total": one.total} for one in plan.proposals],
     }  # fmt: skip
 
 

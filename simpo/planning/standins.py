@@ -22,11 +22,15 @@ _ATTENTION = "simpo_planned"
 _TILE_ROWS = 4096
 
 
-def install_cuda_standins(model: PreTrainedModel) -> None:
-    """Put the stand-ins in place of a model's attention and head; its packed forward is installed already."""
-    AttentionInterface.register(_ATTENTION, _attention)
-    AttentionMaskInterface.register(_ATTENTION, sdpa_mask)
-    model.set_attn_implementation(_ATTENTION)
+def install_cuda_standins(model: PreTrainedModel, *, flash: bool = True) -> None:
+    """Put the stand-ins in place of a model's head and, with `flash`, of its attention.
+
+    The model's packed forward is installed already.
+    """
+    if flash:
+        AttentionInterface.register(_ATTENTION, _attention)
+        AttentionMaskInterface.register(_ATTENTION, sdpa_mask)
+        model.set_attn_implementation(_ATTENTION)
     head: Any = model.get_output_embeddings()
     head.forward = MethodType(_head, head)
 
@@ -46,7 +50,7 @@ def _attention(
 
 
 class _FlashAttention(torch.autograd.Function):
-    """Keeps inputs, output [T, H, E] and log-sum-exp [H, T]; backward sums queries in float32, and keys of each head."""
+    """Keeps inputs, output [T, H, E] and log-sum-exp [H, T]; backward sums queries in float32, keys by head."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:

@@ -15,8 +15,8 @@ from simpo.planning.gpus import Gpu
 from simpo.planning.memory import Case
 
 UTILISATION = 0.3
-"""Share of the dense bf16 peak: packed and shared DPO reached 24% on 8 H100 counted without recomputation (Wang and Hegde
-2024), which is about 30% with it."""
+"""Share of the dense bf16 peak: packed and shared DPO reached 24% on 8 H100, counted without recomputation (Wang and
+Hegde 2024), which is about 30% with it."""
 _NETWORK = 50e9  # bytes a second of a GPU to another machine: 400 Gbit/s
 _PCIE = 25e9  # bytes a second between a GPU and RAM
 _CPU_ADAM = 1e9  # weights a second that a machine's CPUs update, for each GPU

@@ -75,7 +75,8 @@ def read_workload(settings: RunSettings, mean_tokens: PairLengths | None = None,
         lengths, count = _sample(settings)
     except SimPOError as error:
         why = str(error).splitlines()[0]
-        return assumed_workload(args, MEAN_TOKENS, pairs, f"the data were not read ({why}); UltraFeedback's mean lengths")
+        source = f"the data were not read ({why}); UltraFeedback's mean lengths"
+        return assumed_workload(args, MEAN_TOKENS, pairs, source)
     source = f"{len(lengths):,} pairs of the run's data, tokenised"
     return Workload(lengths, pairs or count, source, assumed=False)
 
