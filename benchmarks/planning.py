@@ -14,7 +14,7 @@ import json
 import sys
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,7 +50,7 @@ class Job(NamedTuple):
     family: str = "llama"
     shape: dict[str, Any] = _LLAMA
     pairs: int = 2
-    lengths: tuple[int, int, int] = (64, 80, 80)
+    lengths: tuple[int, int, int] = (32, 40, 40)
     micro_batches: int = 2
     bf16: bool = False
     checkpointing: bool = False
@@ -225,17 +225,20 @@ def peak_of_trace(trace: dict[str, Any]) -> int:
     return peak
 
 
-def compare(jobs: dict[str, Job]) -> list[dict[str, Any]]:
+def compare(jobs: dict[str, Job]) -> Iterator[dict[str, Any]]:
     """Predicted and measured bytes of each job."""
-    rows = []
     for name, job in jobs.items():
         predicted = predict(job)
         measured = measure(job)
         gc.collect()
         off = predicted["total"] / measured["total"] - 1
-        rows.append({"name": name, "job": job._asdict(), "predicted": predicted, "measured": measured, "off": off})
         print(f"{name}: {predicted['total'] / 2**20:,.0f} MiB, measured {measured['total'] / 2**20:,.0f}", flush=True)
-    return rows
+        yield {"name": name, "job": job._asdict(), "predicted": predicted, "measured": measured, "off": off}
+
+
+def read_rows(path: Path) -> dict[str, Any]:
+    """Rows by name of a report that is there."""
+    return {row["name"]: row for row in json.loads(path.read_text())["rows"]} if path.exists() else {}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -245,16 +248,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m benchmarks.planning", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_common_arguments(parser, list(PRESETS))
+    parser.add_argument("--runs", nargs="*", metavar="NAME", help="these rows only; others that were measured stay")
     given = parser.parse_args(argv)
-    preset = given.preset or default_preset()
-    about, rows = environment("benchmarks.planning", argv), compare(PRESETS[preset])
+    preset, about = given.preset or default_preset(), environment("benchmarks.planning", argv)
+    gpus = about["hardware"]["gpus"]
+    file = f"planning_{slug(gpus[0]['name'] if preset == 'gpu' and gpus else preset)}"
+    jobs, done = PRESETS[preset], read_rows(given.output / f"{file}.json") if given.runs else {}
+    for row in compare({name: jobs[name] for name in given.runs or jobs}):
+        done[row["name"]] = row
+        write_json({**about, "preset": preset, "rows": list(done.values())}, given.output, file)
+    rows = [done[name] for name in jobs if name in done]
     shown = [[row["name"], row["predicted"]["total"] / 2**20, row["measured"]["total"] / 2**20,
               f"{row['off']:+.1%}", row["predicted"]["moment"]] for row in rows]  # fmt: skip
     print(f"largest difference {max(abs(row['off']) for row in rows):.1%}")
     print_table("peak memory (MiB)", ("run", "predicted", "measured", "off", "predicted moment"), shown)
-    gpus = about["hardware"]["gpus"]
-    device = gpus[0]["name"] if preset == "gpu" and gpus else preset
-    write_json({**about, "preset": preset, "rows": rows}, given.output, f"planning_{slug(device)}")
     return 0
 
 

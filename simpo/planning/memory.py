@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import PretrainedConfig
 
+from simpo.errors import ModelError
 from simpo.flops import PairLengths
 from simpo.planning.engine import Engine
 from simpo.planning.rehearsal import Phase, Step, rehearse
@@ -146,7 +147,11 @@ def memory_of(case: Case) -> Memory:
 def _rehearsed(step: Step) -> dict[str, Phase]:
     key = step.config.to_json_string() + repr(dataclasses.replace(step, config=None))  # type: ignore[arg-type]
     if key not in _REHEARSED:
-        _REHEARSED[key] = rehearse(step)
+        try:
+            _REHEARSED[key] = rehearse(step)
+        except RuntimeError as error:  # also what operations raise that look at numbers
+            why = str(error).splitlines()[0]
+            raise ModelError(f"a step of {step.config.model_type} cannot be counted without data: {why}") from error
     return _REHEARSED[key]
 
 

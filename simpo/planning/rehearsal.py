@@ -190,6 +190,8 @@ class LiveBytes(TorchDispatchMode):
         self.peak = self.live
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.prim.device.default:  # asked more often than all else together, and makes nothing
+            return args[0].fake_device
         result = func(*args, **(kwargs or {}))
         tree_map_only(Tensor, self._see, result)
         return result
@@ -265,8 +267,8 @@ class _Clock:
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
     """The list of a decoder's layers, of a model or of an adapter around it."""
-    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
-    depth = base.config.get_text_config().num_hidden_layers
+    base = cast(Any, model).get_base_model() if hasattr(model, "get_base_model") else cast(Any, model)
+    depth: int = base.config.get_text_config().num_hidden_layers
     return next(
         module for module in base.get_decoder().modules() if isinstance(module, nn.ModuleList) and len(module) == depth
     )
