@@ -109,6 +109,7 @@ def _rehearse(step: Step, layers: int) -> dict[str, Phase]:
     with fake, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model.to_empty(device="cpu")
+        base.tie_weights()  # every module got weights of its own
         for parameter in model.parameters():
             if step.adapter is not None and parameter.requires_grad:
                 parameter.data = parameter.data.to(step.adapter_dtype)

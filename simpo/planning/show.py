@@ -73,7 +73,7 @@ def _memory_table(plans: Sequence[GpuPlan]) -> Table:
             table.add_row(name, *(f"{value / _GIB:,.2f}" for value in values))
     table.add_row("reserve", *(f"{plan.memory.reserve / _GIB:,.2f}" for plan in plans))
     table.add_row("total", *(f"{plan.memory.total / _GIB:,.2f}" for plan in plans), style="bold")
-    table.add_row("of", *(f"{plan.gpu.memory / _GIB:,.2f}" for plan in plans))
+    table.add_row("memory of the GPU", *(f"{plan.gpu.memory / _GIB:,.2f}" for plan in plans))
     return table
 
 
