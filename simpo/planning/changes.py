@@ -24,7 +24,7 @@ class Change(NamedTuple):
     Fields:
         name: for people.
         apply: the run with it, or None where it does not apply.
-        lines: what to write: lines of YAML, or flags.
+        lines: what to write: lines of YAML, or a command.
     """
 
     name: str
@@ -90,7 +90,7 @@ def _with_more_gpus(case: Case, capacity: float, here: Sequence[Change]) -> list
             for some, changed in _sets(more, here[:2], size):
                 if fits(changed, capacity):
                     one = _proposal(some, changed)
-                    flags = f"--gpus {gpus} --engine {changed.engine.kind}"
+                    flags = f"simpo train --accelerate {changed.engine.kind} --num_processes {gpus}"
                     return [one._replace(names=[f"{gpus} GPUs", *one.names], lines=[flags, *one.lines])]
         gpus *= 2
     return []
@@ -109,7 +109,7 @@ def _changes(longest: int, fill: Fill) -> list[Change]:
             lambda case: case.changed(pairs=fill(longest)) if case.tokens > 1.05 * longest else None,
             lambda case: [f"max_tokens_per_microbatch: {case.tokens}"],
         ),
-        Change("sharded weights", _sharded, lambda case: [f"--engine {case.engine.kind}"]),
+        Change("sharded weights", _sharded, lambda case: [f"simpo train --accelerate {case.engine.kind}"]),
         Change("optimizer states in RAM", _offloaded, lambda _: ["offload_optimizer_device: cpu  # accelerate config"]),
         Change("LoRA", lambda case: _adapted(case, None), lambda _: _LORA),
         Change("QLoRA", lambda case: _adapted(case, 4), lambda _: [*_LORA, "load_in_4bit: true"]),

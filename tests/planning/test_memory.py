@@ -97,7 +97,7 @@ def test_llama_8b_on_one_consumer_gpu_needs_qlora() -> None:
     by_name = {" + ".join(one.names): one for one in found}
     assert "load_in_4bit: true" in by_name["QLoRA"].lines and by_name["QLoRA"].total < capacity / 2
     assert all(one.total <= capacity for one in found)
-    assert found[-1].names[0] == "8 GPUs" and found[-1].lines[0] == "--gpus 8 --engine zero3"
+    assert found[-1].names[0] == "8 GPUs" and found[-1].lines[0] == "simpo train --accelerate zero3 --num_processes 8"
 
 
 def test_llama_70b_does_not_train_in_full_on_eight_h100() -> None:
