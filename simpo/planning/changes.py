@@ -140,6 +140,8 @@ def _offloaded(case: Case) -> Case | None:
 def _adapted(case: Case, bits: int | None) -> Case | None:
     if case.bits is not None or (case.adapter is not None and bits is None):
         return None
+    if bits is not None and case.engine.shards_weights:  # quantised weights lie whole on every GPU: no gain
+        return None
     return case.changed(adapter=case.adapter or lora(), bits=bits)
 
 
