@@ -61,7 +61,7 @@ def measured(step: Step, folder: Path) -> int:
     ids=lambda value: value if isinstance(value, str) else "-".join(value) or "plain",
 )
 def test_predicted_is_measured(family: str, options: dict[str, Any], tmp_path: Path) -> None:
-    step = Step(small(family, vocab_size=4096), **{"pairs": PAIRS, **options})
+    step = Step(small(family), **{"pairs": PAIRS, **options})
     predicted = max(phase.peak for phase in rehearse(step).values())
     assert predicted == pytest.approx(measured(step, tmp_path), rel=0.03)
 
