@@ -199,7 +199,7 @@ def check_simpo(words: list[str], tmp_path: Path) -> None:
         return
     if words[0] == "inspect":
         overrides += source_overrides(args)
-    elif args.accelerate is not None:
+    elif words[0] != "plan" and args.accelerate is not None:
         assert launch_config(args.accelerate).is_file()
     files = config_files(args.configs, tmp_path)
     check = check_sft_settings if words[0] == "sft" else check_settings
