@@ -102,6 +102,8 @@ class PreferenceConfig(TrainingArguments):
         disable_dropout: set every dropout probability of the policy to 0.
         dataset_num_proc: processes that tokenise.
         model_init_kwargs: passed to `from_pretrained` when the model is given by name (dict, or JSON text).
+        hang_timeout: seconds without progress or sign of life after which a run on several processes ends and names
+            the one that hangs or is lost; below ddp_timeout; 0 never. None: a third of ddp_timeout.
 
     The optimizer step is the unit: after construction `gradient_accumulation_steps` is always 1, what was given is in
     `total_train_batch_size`. How a step is cut into micro-batches never changes what is computed.
@@ -207,6 +209,9 @@ class PreferenceConfig(TrainingArguments):
     disable_dropout: bool = field(default=True, metadata={"help": "Set every dropout probability to 0."})
     model_init_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Passed to from_pretrained when the model is given by name."}
+    )
+    hang_timeout: float | None = field(
+        default=None, metadata={"help": "Seconds after which a process that hangs or is lost ends the run."}
     )
 
     def __post_init__(self) -> None:

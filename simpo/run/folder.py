@@ -10,6 +10,8 @@ from simpo.run.logfile import LOG_FILE
 
 MANIFEST = "run_manifest.json"
 SETTINGS = "settings.yaml"
+SIGNS = ".heartbeat"
+"""Folder of the signs of life of a run's processes, while it lasts."""
 _LOG_FOLDERS = ("runs", "logs", "wandb")
 
 
@@ -30,7 +32,7 @@ def _is_fresh(folder: Path) -> bool:
     """Empty, or left by a run that was stopped before its first checkpoint was whole."""
     if not folder.exists():
         return True
-    names = {path.name for path in folder.iterdir()} - {*_LOG_FOLDERS}
+    names = {path.name for path in folder.iterdir()} - {*_LOG_FOLDERS, SIGNS}
     others = {
         name for name in names if name not in (MANIFEST, SETTINGS, LOG_FILE) and not name.startswith("checkpoint-")
     }
