@@ -75,11 +75,11 @@ class _Launcher:
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
         again = any(each in self.received for each in _TO_THE_RUN)
         self.received.append(number)
+        self._look()
         if number in _TO_ALL:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, number)
         elif not again:  # a run that saves already is left to it
-            self._look()
             for worker in self.workers:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(worker.pid, number)
