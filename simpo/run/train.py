@@ -41,6 +41,7 @@ from simpo.run.guard import guard_rails
 from simpo.run.interrupt import Interruption, interruptible
 from simpo.run.logfile import LogFile
 from simpo.run.manifest import build_manifest, run_identity, write_manifest, write_settings
+from simpo.run.parallelism import check_parallelism
 from simpo.run.plan import model_line, plan_lines
 from simpo.run.watch.heartbeat import Heartbeat, heartbeat
 from simpo.settings import Advice, RunSettings
@@ -200,11 +201,12 @@ def _build_trainer(settings: RunSettings, inputs: _Inputs) -> PreferenceTrainer:
 
 
 def check_engine(args: TrainingArguments) -> None:
-    """Refuse an engine that would leave no model behind.
+    """Refuse an engine that would leave no model behind, or that cuts sequences.
 
     Raises:
-        ConfigError: ZeRO-3 does not gather its weights at saving.
+        ConfigError: ZeRO-3 does not gather its weights at saving; one sequence is split over devices.
     """
+    check_parallelism(args)
     plugin = getattr(args, "deepspeed_plugin", None)
     if plugin is None or plugin.zero_stage != 3:
         return

@@ -157,7 +157,8 @@ class Heartbeat(TrainerCallback):
         if still < self._look_after:
             return []
         signs = self._observer.look()
-        lines = lost(signs, self._sign, self.timeout - self._look_after)
+        # looking began a beat late, and whoever gives no signs is lost rather than behind
+        lines = lost(signs, self._sign, self.timeout - self._look_after - 2 * self.interval)
         if not lines and self._watched and still >= self.timeout:
             lines = behind_others(signs)
         return lines
