@@ -156,7 +156,7 @@ def process_contradictions(values: Mapping[str, Any]) -> list[Problem]:
     if not (is_number(ours) and is_number(engines) and ours >= engines):
         return []
     text = (
-        f"hang_timeout: {ours} must be below ddp_timeout: {engines}, which ends processes without saying why; "
+        f"hang_timeout: {ours:g} must be below ddp_timeout: {engines:g}, which ends processes without saying why; "
         "raise ddp_timeout as well"
     )
     return [Problem(("hang_timeout", "ddp_timeout"), text)]

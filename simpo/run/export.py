@@ -8,6 +8,8 @@ import torch
 from accelerate.utils import DistributedType
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
+from simpo.run.folder import SIGNS
+
 
 def push_folder(trainer: Trainer, folder: str, message: str = "Model trained with SimPO") -> None:
     """Upload the finished folder, without its checkpoints."""
@@ -19,7 +21,7 @@ def push_folder(trainer: Trainer, folder: str, message: str = "Model trained wit
         folder_path=folder,
         commit_message=message,
         token=trainer.args.hub_token,
-        ignore_patterns=["checkpoint-*"],
+        ignore_patterns=["checkpoint-*", f"{SIGNS}/*"],
     )
 
 

@@ -1,5 +1,6 @@
 """Data are read and tokenised by one process of a machine; the others take what it left."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -36,11 +37,13 @@ sys.exit(main(sys.argv[2:]))
 def test_tokenised_once_by_a_machine(make_config, tmp_path: Path, verb: str) -> None:
     script = tmp_path / "simpo_counts.py"
     script.write_text(COUNT)
-    settings = {"max_steps": 1}
+    config = make_config(max_steps=1)
     if verb == "sft":
-        drop = ("learning_rate", "max_prompt_length")
-        settings |= dict.fromkeys(drop) | {"packing": False}
-    config = make_config(**settings)
+        talks = tmp_path / "talks.jsonl"
+        talk = [{"role": "user", "content": "What comes after 3?"}, {"role": "assistant", "content": "4."}]
+        talks.write_text((json.dumps({"messages": talk}) + "\n") * 24)
+        pairs_only = dict.fromkeys(("max_prompt_length", "eval_dataset_mixer", "max_length"))
+        config = make_config(max_steps=1, dataset_mixer={str(talks): 1.0}, per_device_train_batch_size=2, **pairs_only)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command = [*launcher, str(script), str(tmp_path), verb, str(config)]
     with started(command, tmp_path / "printed", HF_DATASETS_CACHE=str(tmp_path / "cache")) as run:

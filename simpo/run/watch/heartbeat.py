@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import os
 import re
+import shutil
 import sys
 import threading
 import time
@@ -16,6 +17,7 @@ from accelerate import PartialState
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from simpo.errors import ConfigError, Interrupted
+from simpo.run.folder import SIGNS
 from simpo.run.watch.shared_folder import SharedFolder, shared_folder
 from simpo.run.watch.signs import FAILED, LEFT, Observer, give, lost, own_sign, sign_file
 from simpo.run.watch.signs import behind as behind_others
@@ -33,7 +35,7 @@ class Heartbeat(TrainerCallback):
     """Gives signs of this process, and judges by those of the others once it does not get on itself.
 
     A thread does both. A process that ended, or gave no sign for `timeout` seconds, is lost, whatever the run is
-    doing. Where all give signs but nothing moves for as long, one hangs; this is judged between the end of the first
+    doing. Where all give signs but none moves for as long, one hangs; this is judged between the end of the first
     step and the next checkpoint, and in evaluations, since loading, tokenising, compiling and saving take their time.
     Moves are counted at every forward pass of the model and at every step.
 
@@ -54,6 +56,7 @@ class Heartbeat(TrainerCallback):
         self._observer = Observer(files)
         self._output_dir = output_dir
         self._moves, self._step = 0, 0
+        self._others = -1, 0.0  # moves of all processes, and since when
         self._stepped = self._watched = False
         self._hook: Any = None
         self._main = threading.get_ident()
@@ -68,7 +71,7 @@ class Heartbeat(TrainerCallback):
     def stop(self) -> None:
         """End the thread; the sign stays as it is."""
         self._end.set()
-        self._thread.join()
+        self._thread.join(timeout=_LOOK)  # a disk that hangs must not keep the run
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
@@ -141,6 +144,7 @@ class Heartbeat(TrainerCallback):
     def _run(self) -> None:
         moves, since = self._moves, time.monotonic()
         last = since
+        self._others = -1, since
         while not self._end.wait(self.interval):
             now = time.monotonic()
             place, waits = _place(sys._current_frames().get(self._main))
@@ -148,6 +152,7 @@ class Heartbeat(TrainerCallback):
             if self._moves != moves or now - last > self.timeout / 2:  # or this process itself was stopped meanwhile
                 moves, since = self._moves, now
                 self._observer.forget()
+                self._others = -1, now
             last = now
             if lines := self._judge(now - since):
                 self.leave(lines)
@@ -159,7 +164,11 @@ class Heartbeat(TrainerCallback):
         signs = self._observer.look()
         # looking began a beat late, and whoever gives no signs is lost rather than behind
         lines = lost(signs, self._sign, self.timeout - self._look_after - 2 * self.interval)
-        if not lines and self._watched and still >= self.timeout:
+        moves, now = sum(sign.moves for sign, _ in signs), time.monotonic()
+        if moves != self._others[0]:
+            self._others = moves, now
+        # where one process works and the others wait, as for samples that it generates, the run gets on
+        if not lines and self._watched and now - self._others[1] >= self.timeout - self._look_after - self.interval:
             lines = behind_others(signs)
         return lines
 
@@ -223,6 +232,7 @@ def heartbeat(args: Any) -> Iterator[Heartbeat | None]:
     """
     timeout = hang_timeout(args)
     if PartialState().num_processes == 1:
+        shutil.rmtree(Path(str(args.output_dir)) / SIGNS, ignore_errors=True)  # of an earlier start on several
         yield None
         return
     with shared_folder(str(args.output_dir), timeout) as folder:
