@@ -49,7 +49,6 @@ def job(tmp_path: Path) -> dict[str, str]:
     for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
         (fake / name).write_text(text)
         (fake / name).chmod(0o755)
-    (fake / "python").symlink_to(sys.executable)
     return {
         "PATH": f"{fake}:{Path(sys.executable).parent}:{os.environ['PATH']}",
         "FAKE": str(tmp_path),
@@ -89,7 +88,6 @@ def test_a_batch_script_asks_for_what_is_needed_and_names_its_engine(script: Pat
 
 def shown_words(job: dict[str, str], *words: str, **more: str) -> list[str]:
     """What each machine would run."""
-    Path(job["FAKE"], "fake", "python").unlink(missing_ok=True)
     show = Path(job["FAKE"], "fake", "python")
     show.write_text('#!/bin/bash\nprintf "%s|" "$@"\necho\nexit ${CODE:-0}\n')
     show.chmod(0o755)
