@@ -140,7 +140,7 @@ def test_two_nodes_form_one_run(tmp_path: Path, name: str) -> None:
         for rank in ("0", "1")
     ]
     try:
-        said = [machine.communicate(timeout=120)[0] for machine in machines]
+        said = [machine.communicate(timeout=300)[0] for machine in machines]
     finally:
         for machine in machines:
             machine.kill()
