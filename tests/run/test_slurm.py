@@ -128,7 +128,7 @@ def test_only_an_interruption_goes_back_into_the_queue(job, code: int, restarts:
 @pytest.mark.multiprocess
 @pytest.mark.slow
 def test_a_job_is_interrupted_and_comes_back(make_config, tmp_path: Path, job) -> None:
-    config, log = make_config(num_train_epochs=20), tmp_path / "out" / "log.jsonl"
+    config, log = make_config(num_train_epochs=8), tmp_path / "out" / "log.jsonl"
     command = ["bash", str(SLURM / "nodes.sh"), str(zero_file(tmp_path, 3)), "train", str(config), "--overwrite"]
     with started(command, tmp_path / "printed", **job) as run:
         run.until_step(log, 3)

@@ -64,7 +64,7 @@ def shared_folder(output_dir: str, timeout: float = 0) -> Iterator[SharedFolder]
         made = [str(parent) for parent in path.parents if not parent.exists()]
         run = secrets.token_hex(4)
         shutil.rmtree(path, ignore_errors=True)  # of an earlier start
-        path.mkdir(parents=True)
+        path.mkdir(parents=True, exist_ok=True)
         (path / run).write_text("")
     run, made = broadcast_object_list([run, made])
     folder = SharedFolder(path, run, made)
