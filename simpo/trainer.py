@@ -152,7 +152,7 @@ class PreferenceTrainer(Trainer):
         if any(size > 1 for size in (self.get_tp_size(), self.get_cp_size(), self.get_sp_size())):
             raise ConfigError(
                 "tensor, context and sequence parallelism are not supported: a pack's segments lie whole on one "
-                "device. Use ZeRO-3 or FSDP2, and a smaller max_length or per_device_train_batch_size"
+                "device. Use ZeRO-3 or FSDP2 with gradient_checkpointing, max_tokens_per_microbatch, or an adapter"
             )
 
     def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:

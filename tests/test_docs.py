@@ -127,6 +127,8 @@ def test_command(where: str, words: list[str], tmp_path: Path, monkeypatch: pyte
         "pytest": check_pytest,
         "python": check_benchmark,
         "pre-commit": check_pre_commit,
+        "sbatch": check_sbatch,
+        "torchrun": check_torchrun,
     }
     assert program in checks, f"{where}: no test knows how to check {program}"
     checks[program](words[1:], tmp_path)
@@ -165,6 +167,20 @@ def check_accelerate(words: list[str], tmp_path: Path) -> None:
     verb = {"scripts/run_simpo.py": "train", "scripts/run_sft.py": "sft"}[args.training_script]
     assert Path(args.config_file).is_file() and Path(args.training_script).is_file()
     check_simpo([verb, *args.training_script_args], tmp_path)
+
+
+def check_sbatch(words: list[str], tmp_path: Path) -> None:
+    (at,) = [number for number, word in enumerate(words) if word.endswith(".sbatch")]
+    assert Path(words[at]).is_file()
+    check_simpo(words[at + 1 :], tmp_path)
+
+
+def check_torchrun(words: list[str], tmp_path: Path) -> None:
+    from torch.distributed.run import parse_args
+
+    args = parse_args(words)
+    assert Path(args.training_script).is_file()
+    check_simpo([{"run_simpo": "train"}[Path(args.training_script).stem], *args.training_script_args], tmp_path)
 
 
 def check_simpo(words: list[str], tmp_path: Path) -> None:

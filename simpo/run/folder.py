@@ -12,6 +12,8 @@ from simpo.run.logfile import LOG_FILE
 MANIFEST = "run_manifest.json"
 SETTINGS = "settings.yaml"
 REPORT = "report.html"
+SIGNS = ".heartbeat"
+"""Folder of the signs of life of a run's processes, while it lasts."""
 _LOG_FOLDERS = ("runs", "logs", "wandb")
 
 
@@ -32,7 +34,7 @@ def _is_fresh(folder: Path) -> bool:
     """Empty, or left by a run that was stopped before its first checkpoint was whole."""
     if not folder.exists():
         return True
-    names = {path.name for path in folder.iterdir()} - {*_LOG_FOLDERS, MONITOR_FOLDER}
+    names = {path.name for path in folder.iterdir()} - {*_LOG_FOLDERS, MONITOR_FOLDER, SIGNS}
     others = {
         name
         for name in names
