@@ -25,7 +25,11 @@ from simpo.data.tokenize import TokenizeOptions, tokenize_pairs
 ROOT = Path(__file__).resolve().parent.parent
 PAIRS, MODEL, CONFIG = Path("outputs/demo/pairs"), "outputs/demo/sft", "training_configs/demo.yaml"
 _TEXTS = ("prompt", "chosen", "rejected")
-_SHOWN = ("chosen_drop", "margin_gain", "accuracy", "end_probability", "stopped", "repeated", "entropy")
+_SHOWN = (
+    "monitor/chosen_drop", "monitor/drop_per_margin", "monitor/chosen_fell", "monitor/entropy", "monitor/accuracy",
+    "monitor/end_probability", "monitor/stopped", "monitor/repeated", "rewards/accuracies", "eval_rewards/accuracies",
+    "eval_loss",
+)  # fmt: skip
 
 
 def shuffled(pairs: DatasetDict) -> DatasetDict:
@@ -48,13 +52,15 @@ def given_away(pairs: DatasetDict) -> DatasetDict:
     return pairs.map(add, load_from_cache_file=False)
 
 
-def endless(pairs: DatasetDict) -> DatasetDict:
-    """Chosen answers lack their end token, as if they had been cut; the evaluation set is sound."""
+def running_on(pairs: DatasetDict) -> DatasetDict:
+    """Chosen answers of the training set go on with the next row's and lack their end, as long ones that were cut."""
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
     options = TokenizeOptions(max_length=128, max_prompt_length=64)
     found = {name: tokenize_pairs(split, tokenizer, options)[0] for name, split in pairs.items()}
     columns = ["prompt_ids", "chosen_ids", "rejected_ids"]
-    train = found["train"].map(lambda row: {"chosen_ids": row["chosen_ids"][:-1]}, load_from_cache_file=False)
+    answers = [ids[:-1] for ids in found["train"]["chosen_ids"]]
+    longer = [own + other for own, other in zip(answers, answers[1:] + answers[:1], strict=True)]
+    train = found["train"].remove_columns("chosen_ids").add_column("chosen_ids", longer)
     return DatasetDict(train=train.select_columns(columns), test=found["test"].select_columns(columns))
 
 
@@ -72,7 +78,7 @@ RUNS = {
     "rate-100x": Run("learning rate 100x", ["--learning_rate=2e-2"]),
     "shuffled": Run("labels shuffled", spoil=shuffled),
     "given-away": Run("given away", spoil=given_away),
-    "endless": Run("chosen without end", ["--no-audit"], endless),
+    "running-on": Run("chosen without end", ["--no-audit"], running_on),
 }
 # Picture -> as what the report calls it, and which runs it shows
 PICTURES = {
@@ -80,7 +86,7 @@ PICTURES = {
     "collapse": ("monitor-logps-chosen.png", ("healthy", "rate-5x", "rate-100x")),
     "accuracy": ("accuracy.png", ("healthy", "shuffled", "given-away")),
     "it-repeats": ("monitor-repeated.png", ("healthy", "rate-5x", "rate-100x")),
-    "it-never-stops": ("monitor-end_probability.png", ("healthy", "endless")),
+    "it-never-stops": ("monitor-end_probability.png", ("healthy", "running-on")),
 }
 
 
@@ -130,11 +136,11 @@ def draw(found: Mapping[str, RunFiles], folder: Path) -> None:
 
 
 def print_numbers(found: Mapping[str, RunFiles]) -> None:
-    """What the monitors measured last, and which warnings were raised."""
+    """What was logged at the start and last, and which warnings were raised."""
     for name, run in found.items():
-        values = {key: [*series(run.log, f"monitor/{key}").values()][-1] for key in _SHOWN}
-        raised = {f"{one['name']} {one['level']} at {one['step']}" for one in run.warnings}
-        print(f"{name}: {', '.join(f'{key} {value:.3g}' for key, value in values.items())}; {sorted(raised)}")
+        values = {key: [*series(run.log, key).values()] for key in _SHOWN}
+        print(name, *(f"  {key}: {value[0]:.3g} to {value[-1]:.3g}" for key, value in values.items()), sep="\n")
+        print(*(f"  {one['name']}: {one['level']} at step {one['step']}" for one in run.warnings), sep="\n")
 
 
 if __name__ == "__main__":

@@ -37,21 +37,21 @@ def test_rejected_answers_are_given_away(pairs) -> None:
     assert found["train"]["chosen"] == pairs["train"]["chosen"]
 
 
-def test_only_chosen_answers_of_the_training_set_lack_their_end(pairs, tiny_dir, monkeypatch) -> None:
+def test_only_chosen_answers_of_the_training_set_run_on_without_an_end(pairs, tiny_dir, monkeypatch) -> None:
     monkeypatch.setattr(diagnosis, "MODEL", tiny_dir)
-    found = diagnosis.endless(pairs)
-    first = {name: split[0] for name, split in found.items()}
-    assert first["train"]["chosen_ids"] == first["test"]["chosen_ids"][:-1]
-    assert first["train"]["rejected_ids"] == first["test"]["rejected_ids"]
-    assert first["train"]["rejected_ids"][-1] == first["test"]["chosen_ids"][-1]  # the end
+    found = diagnosis.running_on(pairs)
+    first, second = found["test"][0], found["test"][1]
+    assert found["train"]["chosen_ids"][0] == first["chosen_ids"][:-1] + second["chosen_ids"][:-1]
+    assert found["train"]["rejected_ids"][0] == first["rejected_ids"]
+    assert first["rejected_ids"][-1] == first["chosen_ids"][-1]  # the end
 
 
 def test_every_picture_is_drawn(tmp_path, capsys) -> None:
     for name in diagnosis.RUNS:
         folder = tmp_path / name
         (folder / "monitor").mkdir(parents=True)
-        keys = [f"monitor/{key}" for key in (*diagnosis._SHOWN, "logps/chosen")]
-        lines = [{"step": step, "rewards/accuracies": 0.5, **dict.fromkeys(keys, step / 10)} for step in range(5)]
+        keys = (*diagnosis._SHOWN, "monitor/logps/chosen")
+        lines = [{"step": step, **dict.fromkeys(keys, step / 10 + len(name) / 100)} for step in range(5)]
         (folder / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     raised = {"name": "repeats", "level": "warn", "step": 3}
     (tmp_path / "rate-5x" / "monitor" / "warnings.jsonl").write_text(json.dumps(raised) + "\n")
@@ -61,8 +61,9 @@ def test_every_picture_is_drawn(tmp_path, capsys) -> None:
     assert set(files) == set(diagnosis.PICTURES) and len(set(files.values())) == len(files)
     assert all(10_000 < len(data) < 150_000 for data in files.values())
     diagnosis.print_numbers(found)
-    printed = capsys.readouterr().out.splitlines()
-    assert len(printed) == len(diagnosis.RUNS) and "repeats warn at 3" in printed[1] and "entropy 0.4" in printed[0]
+    printed = capsys.readouterr().out
+    assert printed.count("monitor/entropy: 0.07 to 0.47") == len([name for name in diagnosis.RUNS if len(name) == 7])
+    assert "repeats: warn at step 3" in printed.split("rate-100x")[0].split("rate-5x")[1]
 
 
 def test_without_the_demo_it_says_what_to_run(tmp_path, monkeypatch, capsys) -> None:
