@@ -136,10 +136,12 @@ def draw(found: Mapping[str, RunFiles], folder: Path) -> None:
 
 
 def print_numbers(found: Mapping[str, RunFiles]) -> None:
-    """What was logged at the start and last, and which warnings were raised."""
+    """What was logged first, last and at most, and which warnings were raised."""
     for name, run in found.items():
-        values = {key: [*series(run.log, key).values()] for key in _SHOWN}
-        print(name, *(f"  {key}: {value[0]:.3g} to {value[-1]:.3g}" for key, value in values.items()), sep="\n")
+        print(name)
+        for key in _SHOWN:
+            if values := [*series(run.log, key).values()]:
+                print(f"  {key}: {values[0]:.3g} to {values[-1]:.3g}, at most {max(values):.3g}")
         print(*(f"  {one['name']}: {one['level']} at step {one['step']}" for one in run.warnings), sep="\n")
 
 
