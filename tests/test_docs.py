@@ -22,6 +22,7 @@ from simpo.cli.analysis_plan import Plan
 from simpo.cli.inspection import source_overrides
 from simpo.cli.launch import launch_config
 from simpo.cli.words import split_overrides
+from simpo.data.schema import TOKEN_COLUMNS
 from simpo.errors import ConfigError, ModelError
 from simpo.evals.run import read_eval_settings
 from simpo.monitor.signals import RULES
@@ -413,7 +414,7 @@ def test_what_the_diagnosis_names_exists() -> None:
     files = ("run/manifest.py", "run/plan.py", "batching.py", "evals/answers.py")
     written = "".join((ROOT / "simpo" / name).read_text() for name in files)
     known = {*CHECKS, *(rule.name for rule in (*RULES, *GUARD_RAILS)), *field_types(), *types_of(BinarizeSettings)}
-    known |= {"grad_norm"}  # which transformers logs
+    known |= {"grad_norm", "eval_loss", *TOKEN_COLUMNS}  # the first two are logged by transformers
     text = (ROOT / "docs" / "diagnosis.md").read_text()
     names = {name.split(".")[-1] for name in re.findall(r"`([a-z][a-z.]*_[a-z_.]+)(?:: \S+)?`", text)}
     assert len(names) > 40

@@ -62,7 +62,7 @@ def test_every_picture_is_drawn(tmp_path, capsys) -> None:
     assert all(10_000 < len(data) < 150_000 for data in files.values())
     diagnosis.print_numbers(found)
     printed = capsys.readouterr().out
-    assert printed.count("monitor/entropy: 0.07 to 0.47, at most 0.47") == len([name for name in diagnosis.RUNS if len(name) == 7])
+    assert "monitor/entropy: 0.07 to 0.47, at most 0.47" in printed.split("rate-5x")[0]
     assert "repeats: warn at step 3" in printed.split("rate-100x")[0].split("rate-5x")[1]
 
 
