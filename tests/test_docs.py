@@ -17,12 +17,15 @@ import pytest
 import yaml
 
 from simpo import cli
+from simpo.audit.findings import CHECKS
 from simpo.cli.analysis_plan import Plan
 from simpo.cli.inspection import source_overrides
 from simpo.cli.launch import launch_config
 from simpo.cli.words import split_overrides
+from simpo.data.schema import TOKEN_COLUMNS
 from simpo.errors import ConfigError, ModelError
 from simpo.evals.run import read_eval_settings
+from simpo.monitor.signals import RULES
 from simpo.onpolicy.annotate import AnnotateSettings
 from simpo.onpolicy.annotators.kinds import read_annotators
 from simpo.onpolicy.binarize import BinarizeSettings
@@ -32,6 +35,7 @@ from simpo.run.sft.settings import check_sft_settings, sft_field_types
 from simpo.settings import check_settings, read_settings
 from simpo.settings.fieldtypes import field_types, types_of
 from simpo.settings.flat import read_flat
+from simpo.settings.rules import RULES as GUARD_RAILS
 from simpo.sweep.space import check_candidates, read_space
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -405,6 +409,32 @@ def test_refused_models_are_refused() -> None:
 def test_extras_exist() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert {row[0].strip("`") for row in table(ROOT / "README.md", "extra")} <= set(extras)
+
+
+def test_every_warning_leads_to_its_section() -> None:
+    """The sections that monitors name are headings of docs/diagnosis.md, and its first table says the same."""
+    page = ROOT / "docs" / "diagnosis.md"
+    titles = re.findall(r"^## (.+)$", page.read_text(), re.MULTILINE)
+    rows = table(page, "warning")
+    for rule in RULES:
+        title = rule.section.strip('"')
+        assert title.capitalize() in titles, title
+        (where,) = [section for names, section in rows if f"`{rule.name}`" in names]
+        assert f"[{title.capitalize()}]" in where, rule.name
+    linked = {title for _, section in rows for title in re.findall(r"\[([^]]+)\]", section)}
+    assert linked == set(titles)
+
+
+def test_what_the_diagnosis_names_exists() -> None:
+    """Checks of the data, guard rails, monitors, settings, and keys of the files that a run and an evaluation leave."""
+    files = ("run/manifest.py", "run/plan.py", "batching.py", "evals/answers.py")
+    written = "".join((ROOT / "simpo" / name).read_text() for name in files)
+    known = {*CHECKS, *(rule.name for rule in (*RULES, *GUARD_RAILS)), *field_types(), *types_of(BinarizeSettings)}
+    known |= {"grad_norm", "eval_loss", *TOKEN_COLUMNS}  # the first two are logged by transformers
+    text = (ROOT / "docs" / "diagnosis.md").read_text()
+    names = {name.split(".")[-1] for name in re.findall(r"`([a-z][a-z.]*_[a-z_.]+)(?:: \S+)?`", text)}
+    assert len(names) > 40
+    assert {name for name in names if name not in known and not re.search(rf"\b{name}\b", written)} == set()
 
 
 def test_launch_names_exist() -> None:
