@@ -40,7 +40,8 @@ from simpo.run.folder import remove_earlier_run
 from simpo.run.guard import guard_rails
 from simpo.run.interrupt import Interruption, interruptible
 from simpo.run.logfile import LogFile
-from simpo.run.manifest import build_manifest, run_identity, write_manifest, write_settings
+from simpo.run.manifest import build_manifest, run_identity, write_manifest
+from simpo.run.owner import Owner, owner_of
 from simpo.run.plan import model_line, plan_lines
 from simpo.settings import Advice, RunSettings
 from simpo.trainer import PreferenceTrainer
@@ -72,13 +73,14 @@ def run_training(
         Interrupted: a signal ended it; the same call goes on.
         SimPOError: what is wrong, where, and what to write instead.
     """
-    with interruptible() as interruption:
-        _run(settings, interruption, dry_run, overwrite, resume_from_checkpoint, audit, strict)
+    with interruptible() as interruption, owner_of(settings.training.output_dir or "") as owner:
+        _run(settings, interruption, owner, dry_run, overwrite, resume_from_checkpoint, audit, strict)
 
 
 def _run(
     settings: RunSettings,
     interruption: Interruption,
+    owner: Owner,
     dry_run: bool,
     overwrite: bool,
     resume_from_checkpoint: str | bool | None,
@@ -88,6 +90,8 @@ def _run(
     args = settings.training
     _begin(settings)
     check_engine(args)
+    if not dry_run:
+        owner.take_existing()
     checkpoint, folder_note = choose_checkpoint(args, resume_from_checkpoint, overwrite, dry_run)
     if not dry_run:
         check_writable(args.output_dir or "")
@@ -103,6 +107,7 @@ def _run(
     pairs = _pairs(trainer.train_dataset), _pairs(trainer.eval_dataset)
     _print_plan(settings, inputs, *pairs, reports, trainer, plan, notes=warnings)
     PartialState().wait_for_everyone()  # every process has looked at the folder before one writes into it
+    owner.take()
     if overwrite and checkpoint is None and PartialState().is_main_process:
         remove_earlier_run(args.output_dir or "")
     _train(trainer, settings, reports, plan, checkpoint, interruption)
@@ -308,10 +313,13 @@ def _train(
         engine=engine_name(args, trainer),
         resumed_from=checkpoint,
     )
-    if trainer.is_world_process_zero():
-        write_settings(str(args.output_dir), settings.resolved)
     result = train_safely(
-        trainer, identity=identity, checkpoint=checkpoint, manifest=manifest, interruption=interruption
+        trainer,
+        identity=identity,
+        checkpoint=checkpoint,
+        manifest=manifest,
+        interruption=interruption,
+        settings=settings.resolved,
     )
     metrics = dict(result.metrics, train_pairs=_pairs(trainer.train_dataset))
     trainer.log_metrics("train", metrics)

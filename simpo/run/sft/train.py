@@ -28,6 +28,7 @@ from simpo.run.export import export_model, push_folder
 from simpo.run.folder import remove_earlier_run
 from simpo.run.interrupt import Interruption, interruptible
 from simpo.run.manifest import identity_of, shared_manifest, write_manifest
+from simpo.run.owner import Owner, owner_of
 from simpo.run.plan import model_line
 from simpo.run.sft.config import SFTSettings
 from simpo.run.sft.plan import packs_of, plan_lines, sft_card
@@ -77,13 +78,14 @@ def run_sft(
         Interrupted: a signal ended it; the same call goes on.
         SimPOError: what is wrong, where, and what to write instead.
     """
-    with interruptible() as interruption:
-        _run(settings, interruption, dry_run, overwrite, resume_from_checkpoint)
+    with interruptible() as interruption, owner_of(settings.training.output_dir or "") as owner:
+        _run(settings, interruption, owner, dry_run, overwrite, resume_from_checkpoint)
 
 
 def _run(
     settings: SFTRunSettings,
     interruption: Interruption,
+    owner: Owner,
     dry_run: bool,
     overwrite: bool,
     resume_from_checkpoint: str | bool | None,
@@ -92,6 +94,8 @@ def _run(
     quiet_libraries(args)
     set_seed(args.seed)
     check_engine(args)
+    if not dry_run:
+        owner.take_existing()
     checkpoint, notes = choose_checkpoint(args, resume_from_checkpoint, overwrite, dry_run)
     if not dry_run:
         check_writable(args.output_dir or "")
@@ -116,6 +120,7 @@ def _run(
     counts = len(trainer.train_dataset), len(trainer.eval_dataset) if evaluation is not None else 0
     _print_plan(settings, config, *counts, reports, exact=True)
     PartialState().wait_for_everyone()  # every process has looked at the folder before one writes into it
+    owner.take()
     if overwrite and checkpoint is None and PartialState().is_main_process:
         remove_earlier_run(args.output_dir or "")
     _train(trainer, settings, reports, checkpoint, interruption)
