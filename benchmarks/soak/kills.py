@@ -94,27 +94,39 @@ def _one_run(
     most = min(kills, len(done) + rng.randint(3, 7))  # then it may finish, and another one begins
     for attempt in range(10 * kills + 10):
         last = newest(folder / name)
-        target = rng.choice([*spans, "training", "saving", "saving", "any moment"])
+        target = rng.choice([*spans, *("training", "saving") * 3, "any moment"])
         _empty_caches(folder, target, last)
         process = runs.start(config, engine, folder / f"{name}-{attempt}.txt")
         began, who = time.monotonic(), rng.choice(WHO)
+        had_orphans = _outlive(process, orphans)
         if len(done) < most:
             _wait_for(process, target, rng, spans, life)
         else:
             process.wait(TIMEOUT)
         if process.poll() is not None:
-            if orphans and "holds a finished run" in process.last_lines():
+            if had_orphans and "holds a finished run" in process.last_lines():
                 return  # its orphans had come to the end before they could stop
             assert process.code == 0, f"{name}, attempt {attempt}, ended with {process.code}:\n{process.last_lines(60)}"
-            _check_start(process, last, orphans)
+            _check_start(process, last, had_orphans)
             return
         kill = Kill(runs.phase(), who, newest(folder / name), round(time.monotonic() - began, 2))
         orphans = process.kill(who) if who == "launcher" else (process.kill(who), [])[1]
         process.wait(TIMEOUT)
-        _check_start(process, last, [])
+        _check_start(process, last, had_orphans)
         done.append(kill)
         say(f"kill {len(done)}: {who} in {kill.phase} after {kill.seconds} s, last checkpoint {kill.checkpoint}")
     raise AssertionError(f"{name} has not finished")
+
+
+def _outlive(process: runs.Processes, orphans: list[int]) -> bool:
+    """Wait for the ranks of a launcher that was killed, which still hold the folder; whether there were any."""
+    import psutil
+
+    limit = time.monotonic() + TIMEOUT
+    while process.poll() is None and any(psutil.pid_exists(pid) for pid in orphans):
+        assert time.monotonic() < limit, f"ranks of a killed launcher live on:\n{process.last_lines()}"
+        time.sleep(0.01)
+    return bool(orphans)
 
 
 def _spans(process: runs.Processes) -> dict[str, list[float]]:
@@ -168,7 +180,7 @@ def newest(folder: Path) -> str | None:
     return next((path.name for path in reversed(checkpoints(folder))), None)
 
 
-def _check_start(process: runs.Processes, last: str | None, orphans: list[int]) -> None:
+def _check_start(process: runs.Processes, last: str | None, orphans: bool) -> None:
     """A start that came to train must have gone on from the last checkpoint, or from a later one of its orphans."""
     lines = process.printed.read_text(errors="replace").splitlines()
     went_on = [line for line in lines if line.startswith("Going on from ")]
@@ -199,8 +211,8 @@ def in_fork(look: Callable[[], list[str]]) -> list[str]:
     return list(json.loads(answer))
 
 
-def differences(whole: Path, other: Path) -> list[str]:
-    """Where a finished run is not as another one."""
+def differences(whole: Path, other: Path, evaluations: bool = True) -> list[str]:
+    """Where a finished run is not as another one; its logged evaluations are left out where signals skip some."""
     import torch
     from safetensors.torch import load_file
 
@@ -211,7 +223,7 @@ def differences(whole: Path, other: Path) -> list[str]:
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (other, whole))
     found += [f"weight {name}" for name in theirs if name not in ours or not torch.equal(ours[name], theirs[name])]
     logs = ("log.jsonl", "trainer_state.json")
-    found += [f"{name} differs" for name in logs if _log(other, name) != _log(whole, name)]
+    found += [f"{name} differs" for name in logs if _log(other, name, evaluations) != _log(whole, name, evaluations)]
     settings = [(folder / "settings.yaml").read_text().replace(str(folder), "") for folder in (other, whole)]
     found += [] if settings[0] == settings[1] else ["settings.yaml differs"]
     names = [{path.name for path in folder.iterdir()} for folder in (other, whole)]
@@ -219,10 +231,11 @@ def differences(whole: Path, other: Path) -> list[str]:
     return found + [f"{path.name}: {harm}" for path in checkpoints(other) for harm in damages(path)]
 
 
-def _log(folder: Path, name: str) -> list[Any]:
+def _log(folder: Path, name: str, evaluations: bool) -> list[Any]:
     """Every logged number, in order, but times, and transformers' train_loss, which counts from the last start."""
     text = (folder / name).read_text()
     lines = [json.loads(line) for line in text.splitlines()] if name.endswith("l") else json.loads(text)["log_history"]
+    lines = [line for line in lines if evaluations or "loss" in line]
     clocks = ("_runtime", "_per_second", "elapsed", "memory", "total_flos", "train_loss")
     return [{key: value for key, value in line.items() if not any(word in key for word in clocks)} for line in lines]
 

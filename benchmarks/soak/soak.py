@@ -113,7 +113,7 @@ class Soak:
             code = process.wait(_TIMEOUT)
             right = {signal.SIGUSR1: 75, signal.SIGKILL: -9, None: 0}[sent]
             assert code == right, f"round {number}: {code} in place of {right}:\n{process.last_lines(40)}"
-        found = in_fork(lambda: differences(folder / "whole", folder / "next")) if name == "next" else []
+        found = in_fork(lambda: differences(folder / "whole", folder / "next", False)) if name == "next" else []
         assert not found, f"round {number}: {'; '.join(found)}"
         shutil.rmtree(folder / "next", ignore_errors=True)
         for printed in folder.glob("*.txt"):

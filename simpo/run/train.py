@@ -31,6 +31,7 @@ from simpo.forward import attention_backend
 from simpo.initial_policy import named_sets
 from simpo.model import load_model_config, load_tokenizer, master_dtype
 from simpo.objectives import OBJECTIVES
+from simpo.run.builds import remove_stale_locks
 from simpo.run.card import model_card
 from simpo.run.checkpoints.faults import check_writable
 from simpo.run.checkpoints.resume import choose_checkpoint
@@ -191,12 +192,14 @@ def _build_trainer(settings: RunSettings, inputs: _Inputs) -> PreferenceTrainer:
 
 
 def check_engine(args: TrainingArguments) -> None:
-    """Refuse an engine that would leave no model behind.
+    """Refuse an engine that would leave no model behind, and keep one from hanging; every process must call it.
 
     Raises:
         ConfigError: ZeRO-3 does not gather its weights at saving.
     """
     plugin = getattr(args, "deepspeed_plugin", None)
+    if plugin is not None:
+        remove_stale_locks()
     if plugin is None or plugin.zero_stage != 3:
         return
     gather = plugin.deepspeed_config.get("zero_optimization", {}).get("stage3_gather_16bit_weights_on_model_save")
