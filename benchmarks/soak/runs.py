@@ -202,11 +202,14 @@ class Processes:
 
     def kill(self, who: str) -> list[int]:
         """SIGKILL to `all` processes at once, to the `launcher` alone or to `one rank`; returns the ranks of before."""
+        os.kill(self.launcher, signal.SIGSTOP)  # it must not start another rank after this look
         ranks = self.ranks()
         victims = {"all": [self.launcher, *ranks], "launcher": [self.launcher], "one rank": ranks[-1:]}[who]
         for pid in victims:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        if who == "one rank":
+            os.kill(self.launcher, signal.SIGCONT)
         return ranks
 
     def signal(self, number: int) -> None:

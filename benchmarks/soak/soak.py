@@ -91,7 +91,7 @@ class Soak:
         os.kill(loop, signal.SIGKILL)
         os.waitpid(loop, 0)
         os.kill(long, signal.SIGTERM)
-        code = os.waitstatus_to_exitcode(os.waitpid(long, 0)[1])
+        code = runs.Processes(long, self.folder / "long.txt", 0).wait(_TIMEOUT)
         assert code == 75, f"the long training ended with {code}:\n{_end_of(self.folder / 'long.txt')}"
 
     def round(self, number: int) -> None:
@@ -258,6 +258,7 @@ def main(argv: list[str] | None = None) -> None:
     """Soak for a time, then report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=60.0)
+    parser.add_argument("--rounds", type=int, help="stop after so many rounds, if the time is not over before")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the JSON and the picture")
     words = sys.argv[1:] if argv is None else argv
@@ -268,7 +269,7 @@ def main(argv: list[str] | None = None) -> None:
         soak.begin()
         try:
             number = 0
-            while soak.minutes() < args.minutes:
+            while soak.minutes() < args.minutes and number != args.rounds:
                 soak.round(number)
                 number += 1
                 print(f"round {number}: {soak.rounds[-1]}", flush=True)
