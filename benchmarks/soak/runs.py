@@ -118,10 +118,9 @@ def make_config(folder: Path, name: str, **settings: Any) -> Path:
     golden = ROOT / "tests" / "golden"
     rows = json.loads((golden / "paper_reference.json").read_text())["rows"]
     for part, copies in (("train", 6), ("test", 2)):
-        with (folder / f"{part}.jsonl").open("w") as file:
-            for number in range(copies):
-                for row in rows:
-                    file.write(json.dumps(row).replace("?", f" ({number})?") + "\n")
+        if not (file := folder / f"{part}.jsonl").exists():  # a new file, even of the same rows, would be cached anew
+            lines = [json.dumps(row).replace("?", f" ({number})?") for number in range(copies) for row in rows]
+            file.write_text("".join(f"{line}\n" for line in lines))
     config = {
         "model_name_or_path": str(golden / "tiny"),
         "dataset_mixer": {str(folder / "train.jsonl"): 1.0},
