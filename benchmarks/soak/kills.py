@@ -90,6 +90,8 @@ def _one_run(
     say: Callable[[str], None],
 ) -> None:
     """Start, kill and start again, until the run has finished."""
+    from simpo.run.folder import is_finished
+
     orphans: list[int] = []
     most = min(kills, len(done) + rng.randint(3, 7))  # then it may finish, and another one begins
     for attempt in range(10 * kills + 10):
@@ -113,6 +115,8 @@ def _one_run(
         orphans = process.kill(who) if who == "launcher" else (process.kill(who), [])[1]
         process.wait(TIMEOUT)
         _check_start(process, last, had_orphans)
+        if is_finished(folder / name) and not orphans:
+            return  # it had just ended, so that was no kill
         done.append(kill)
         say(f"kill {len(done)}: {who} in {kill.phase} after {kill.seconds} s, last checkpoint {kill.checkpoint}")
     raise AssertionError(f"{name} has not finished")
