@@ -106,7 +106,7 @@ def _run(
     reports = [report for report in (trainer.train_report, *trainer.eval_reports.values()) if report is not None]
     plan = trainer.plan_summary()
     pairs = _pairs(trainer.train_dataset), _pairs(trainer.eval_dataset)
-    _print_plan(settings, inputs, *pairs, reports, trainer, plan, notes=warnings)
+    _print_plan(settings, inputs, *pairs, reports, trainer, plan, notes=[*folder_note, *warnings])
     PartialState().wait_for_everyone()  # every process has looked at the folder before one writes into it
     owner.take()
     if overwrite and checkpoint is None and PartialState().is_main_process:

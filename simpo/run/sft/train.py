@@ -118,7 +118,7 @@ def _run(
     _stop_after_answers(model, tokenizer)
     trainer = _build_trainer(settings, model, tokenizer, rows)
     counts = len(trainer.train_dataset), len(trainer.eval_dataset) if evaluation is not None else 0
-    _print_plan(settings, config, *counts, reports, exact=True)
+    _print_plan(settings, config, *counts, reports, exact=True, notes=notes)
     PartialState().wait_for_everyone()  # every process has looked at the folder before one writes into it
     owner.take()
     if overwrite and checkpoint is None and PartialState().is_main_process:

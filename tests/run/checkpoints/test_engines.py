@@ -1,5 +1,7 @@
 """A checkpoint is read by the engine that wrote it, or refused."""
 
+import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +13,7 @@ from simpo.errors import ModelError
 from simpo.run import run_training
 from simpo.run.checkpoints.engines import check_engine_of, engine_that_wrote
 from simpo.settings import read_settings
+from tests.launching import WORKERS, run
 
 FILES = {
     "ZeRO-3": [f"global_step4/zero_pp_rank_1_mp_rank_00_{kind}_states.pt" for kind in ("model", "optim")],
@@ -55,3 +58,21 @@ def test_weights_alone_are_not_gone_on_from(make_config, tmp_path: Path) -> None
     with pytest.raises(ModelError, match=r"no state of the optimizer \(save_only_model: true leaves it out\)"):
         run_training(read_settings(config), resume_from_checkpoint=str(checkpoint))
     assert sorted(path.name for path in checkpoint.iterdir()) == kept
+
+
+@pytest.mark.multiprocess
+@pytest.mark.slow
+def test_real_checkpoints_under_other_engines(tmp_path: Path) -> None:
+    printed = run([sys.executable, str(WORKERS / "engines.py"), str(tmp_path)])
+    starts = {row["start"]: row for row in map(json.loads, (line for line in printed.splitlines() if line[:2] == '{"'))}
+    assert starts["ddp"]["code"] == starts["zero3"]["code"] == 0
+    for name, words in (
+        ("ddp under zero3", "written under DDP or one process, and this run is under ZeRO-3"),
+        ("zero3 under ddp", "written under ZeRO-3, and this run is under DDP or one process"),
+        ("zero3 under zero2", "written under ZeRO-3, and this run is under ZeRO-1 or ZeRO-2"),
+    ):
+        assert starts[name]["code"] == 2 and words in starts[name]["said"][0], starts[name]
+    part = starts["zero3 without a part"]
+    assert part["code"] == 0 and any("checkpoint-2 is damaged" in line for line in part["said"])
+    assert any(line.endswith("/zero3/checkpoint-1") for line in part["said"] if line.startswith("Going on from"))
+    assert (tmp_path / "zero3" / "checkpoint-2.damaged").is_dir()

@@ -62,7 +62,7 @@ CHANGES: list[tuple[Callable[[Path], None] | None, list[str], str]] = [
 ]
 
 
-def test_a_change_that_would_make_it_another_run(make_config, tmp_path: Path, tiny_dir: str) -> None:
+def test_a_change_that_would_make_it_another_run(make_config, tmp_path: Path, tiny_dir: str, capsys) -> None:
     model, out = tmp_path / "model", tmp_path / "out"
     shutil.copytree(tiny_dir, model, copy_function=shutil.copyfile)
     settings: dict[str, Any] = {"model_name_or_path": str(model), "save_strategy": "steps", "save_steps": 1}
@@ -81,6 +81,11 @@ def test_a_change_that_would_make_it_another_run(make_config, tmp_path: Path, ti
         assert everything(out) == before, f"{words}: something was written"
         shutil.copytree(tiny_dir, model, copy_function=shutil.copyfile, dirs_exist_ok=True)
     assert all(damages(path) == [] for path in checkpoints(out))
+    (out / "checkpoint-2" / "optimizer.pt").unlink()
+    capsys.readouterr()
     run_training(read_settings(make_config(**settings, eval_dataset_mixer=None)))
+    printed = capsys.readouterr().out
+    assert "checkpoint-2 is damaged (optimizer.pt is missing) and is passed over" in printed
+    assert f"Going on from {out / 'checkpoint-1'}" in printed
     ours, theirs = load_file(out / "model.safetensors"), load_file(tmp_path / "whole.safetensors")
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
