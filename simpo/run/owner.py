@@ -12,11 +12,10 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from simpo.errors import ConfigError
+from simpo.run.folder import MANIFEST
 
 WAIT = 60.0
 """Seconds in which an earlier run that was told to stop may save and end."""
-
-_OURS = ("runs", "logs", "wandb")
 
 
 class Owner:
@@ -54,8 +53,9 @@ class Owner:
             self.folder.mkdir(parents=True, exist_ok=True)
             if busy := self._take(wait):
                 return busy
-            found = sorted(path.name for path in self.folder.iterdir() if path.name not in _OURS)
-            return f"output_dir: {self.folder} was empty and now holds {found[0]}: another run began" if found else ""
+            if (self.folder / MANIFEST).exists():
+                return f"output_dir: {self.folder} was not there and now holds {MANIFEST}: another run began in it"
+            return ""
 
         _for_all(take)
 

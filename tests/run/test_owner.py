@@ -62,7 +62,7 @@ def test_a_run_that_began_meanwhile(tmp_path: Path) -> None:
         owner.take_existing()
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "run_manifest.json").write_text("{}")
-        with pytest.raises(ConfigError, match=r"was empty and now holds run_manifest\.json: another run began"):
+        with pytest.raises(ConfigError, match=r"was not there and now holds run_manifest\.json: another run"):
             owner.take(wait=0)
 
 
