@@ -1,6 +1,6 @@
-"""Runs of two processes that are killed at random moments and started again; a soak of a minute.
+"""Runs of two processes that are killed at random moments and started again end as if nobody had.
 
-The long forms: `python -m benchmarks.soak.kills --kills 50`, `make soak`. See docs/reliability.md.
+The long form: `python -m benchmarks.soak.kills --kills 50`. See docs/reliability.md.
 """
 
 import json
