@@ -222,6 +222,7 @@ def start(config: Path, engine: str, printed: Path, processes: int = 2) -> Proce
     """Start `simpo train CONFIG` on several processes."""
     _board[0] = 0
     port = _free_port()
+    printed.touch()
     environment = ENGINES[engine] | {
         "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "forked",
