@@ -202,6 +202,10 @@ class Processes:
     def kill(self, who: str) -> list[int]:
         """SIGKILL to `all` processes at once, to the `launcher` alone or to `one rank`; returns the ranks of before."""
         os.kill(self.launcher, signal.SIGSTOP)  # it must not start another rank after this look
+        _, status = os.waitpid(self.launcher, os.WUNTRACED)
+        if not os.WIFSTOPPED(status):  # it had just ended
+            self.code = os.waitstatus_to_exitcode(status)
+            return []
         ranks = self.ranks()
         victims = {"all": [self.launcher, *ranks], "launcher": [self.launcher], "one rank": ranks[-1:]}[who]
         for pid in victims:
