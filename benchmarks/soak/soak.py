@@ -8,7 +8,8 @@ Until the time is over, three things go on side by side:
   file of it is left.
 - one process that trains in a loop, a new model each time. Its memory is taken between the trainings, after garbage
   collection and malloc_trim.
-- one long training of a single process. Its memory is taken from outside.
+- one long training of a single process. Its memory is taken from outside: the lowest of each minute, for within a step
+  it comes and goes.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ LIMIT = 1.0
 _LONG_ENOUGH = 30.0  # minutes
 _EVERY = 5.0  # seconds between two looks at the long training
 _TIMEOUT = 300.0
+_COLUMNS = ("samples", "mean_mib", "first_mib", "last_mib", "percent_an_hour", "standard_error")
 
 
 class Soak:
@@ -184,21 +186,41 @@ def _end_of(printed: Path) -> str:
     return "\n".join(printed.read_text(errors="replace").splitlines()[-40:])
 
 
+def floors(samples: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The lowest of each whole minute: what is held between steps. Within a step, memory comes and goes."""
+    lowest: dict[int, tuple[float, float]] = {}
+    for at, held in samples:
+        if held < lowest.get(int(at), (at, float("inf")))[1]:
+            lowest[int(at)] = (at, held)
+    return list(lowest.values())[:-1] or list(lowest.values())
+
+
 def growth(samples: list[tuple[float, float]]) -> dict[str, float]:
-    """Of (minute, MiB): the mean after the warm-up, and the slope of a straight line through it, in percent an hour."""
+    """Of (minute, MiB): the mean after the warm-up, and the slope of a straight line through it, in percent an hour.
+
+    `standard_error` is that of the slope, in the same unit; -1 for too few samples.
+    """
     import numpy as np
 
     minutes, held = np.array(samples).T
     kept = minutes >= WARM_UP * minutes.max()
-    slope = np.polyfit(minutes[kept], held[kept], 1)[0] if kept.sum() > 2 else 0.0
     mean = float(held[kept].mean())
+    slope, error = 0.0, -mean / 6000
+    if kept.sum() > 4:
+        (slope, _), covariance = np.polyfit(minutes[kept], held[kept], 1, cov=True)
+        error = float(np.sqrt(covariance[0, 0]))
     return {
         "samples": int(kept.sum()),
         "mean_mib": round(mean, 1),
         "percent_an_hour": round(float(slope) * 60 / mean * 100, 3),
+        "standard_error": round(error * 60 / mean * 100, 3),
         "first_mib": round(float(held[kept][0]), 1),
         "last_mib": round(float(held[kept][-1]), 1),
     }
+
+
+def _counted(name: str, samples: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    return floors(samples) if name == "long" else samples
 
 
 def draw(soak: Soak, path: Path) -> None:
@@ -215,8 +237,9 @@ def draw(soak: Soak, path: Path) -> None:
     for (name, label), colour in zip(labels.items(), COLOURS, strict=False):
         if not (samples := soak.memory[name]):
             continue
-        found = growth(samples)
-        slope = f"{found['mean_mib']:.0f} MiB, {found['percent_an_hour']:+.2f} % an hour"
+        found = growth(_counted(name, samples))
+        error = f" (± {found['standard_error']:.2f})" if found["standard_error"] >= 0 else ""
+        slope = f"{found['mean_mib']:.0f} MiB, {found['percent_an_hour']:+.2f}{error} % an hour"
         axes.plot(*zip(*samples, strict=True), color=colour, label=f"{label}: {slope}", linewidth=1.5)
     axes.axvspan(0, WARM_UP * soak.minutes(), color=GREY, alpha=0.15, linewidth=0)
     axes.text(0.5 * WARM_UP * soak.minutes(), 0.02, "warm-up", transform=axes.get_xaxis_transform(), ha="center")
@@ -239,14 +262,11 @@ def report(soak: Soak, words: list[str]) -> dict[str, Any]:
         ["minute", "engine", "seconds", *keys],
         [[str(row["minute"]), row["engine"], row["seconds"], *(row[key] for key in keys)] for row in shown],
     )
-    memory = {name: growth(samples) for name, samples in soak.memory.items() if samples}
+    memory = {name: growth(_counted(name, samples)) for name, samples in soak.memory.items() if samples}
     print_table(
         "resident memory after the warm-up",
-        ["what", "samples", "mean MiB", "first", "last", "% an hour"],
-        [
-            [name, *(found[key] for key in ("samples", "mean_mib", "first_mib", "last_mib", "percent_an_hour"))]
-            for name, found in memory.items()
-        ],
+        ["what", "samples", "mean MiB", "first", "last", "% an hour", "standard error"],
+        [[name, *(found[key] for key in _COLUMNS)] for name, found in memory.items()],
     )
     seen = {name: [[round(at, 3), round(held, 2)] for at, held in samples] for name, samples in soak.memory.items()}
     return environment("benchmarks.soak.soak", words) | {
