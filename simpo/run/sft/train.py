@@ -29,6 +29,7 @@ from simpo.run.export import export_model, push_folder
 from simpo.run.folder import remove_earlier_run
 from simpo.run.interrupt import Interruption, interruptible
 from simpo.run.manifest import identity_of, shared_manifest, write_manifest
+from simpo.run.owner import Owner, owner_of
 from simpo.run.plan import model_line
 from simpo.run.sft.config import SFTSettings
 from simpo.run.sft.plan import packs_of, plan_lines, sft_card
@@ -88,8 +89,10 @@ def run_sft(
             _show_plan(settings, overwrite, resume_from_checkpoint)
             return
         check_writable(args.output_dir or "")
-        with heartbeat(args) as pulse:
-            _run(settings, interruption, pulse, overwrite, resume_from_checkpoint)
+        with owner_of(args.output_dir or "") as owner:
+            owner.take_existing()
+            with heartbeat(args) as pulse:
+                _run(settings, interruption, owner, pulse, overwrite, resume_from_checkpoint)
 
 
 def _show_plan(settings: SFTRunSettings, overwrite: bool, resume_from_checkpoint: str | bool | None) -> None:
@@ -105,6 +108,7 @@ def _show_plan(settings: SFTRunSettings, overwrite: bool, resume_from_checkpoint
 def _run(
     settings: SFTRunSettings,
     interruption: Interruption,
+    owner: Owner,
     pulse: Heartbeat | None,
     overwrite: bool,
     resume_from_checkpoint: str | bool | None,
@@ -121,6 +125,7 @@ def _run(
     counts = len(trainer.train_dataset), len(trainer.eval_dataset) if evaluation is not None else 0
     _print_plan(settings, config, *counts, reports, notes=notes, exact=True)
     PartialState().wait_for_everyone()  # every process has looked at the folder before one writes into it
+    owner.take()
     if overwrite and checkpoint is None and PartialState().is_main_process:
         remove_earlier_run(args.output_dir or "")
     if pulse is not None:
