@@ -3,6 +3,8 @@
 # make demo-seeds   the same with three seeds, and one table of them
 # make demo-objectives   all objectives on the demo's pairs, one table
 # make test   lint, format, types, all tests
+# make soak-short   five minutes of small runs that are stopped, killed and resumed: nothing may be left behind
+# make soak   the same for an hour, and memory must be flat; table and picture into benchmarks/results
 # make bench  speed and memory on a CPU in about a quarter of an hour, into benchmarks/results
 #
 # On a machine without a GPU, a CPU build of PyTorch saves gigabytes:
@@ -21,7 +23,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 TEST_ENV := HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo demo-seeds demo-objectives bench test lint format types pytest clean
+.PHONY: help env demo demo-seeds demo-objectives bench soak soak-short test lint format types pytest clean
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' $(MAKEFILE_LIST)
@@ -49,6 +51,12 @@ bench: $(STAMP)
 	$(BIN)/python -m benchmarks.plan
 	$(BIN)/python -m benchmarks.scaling --preset cpu
 	$(BIN)/python -m benchmarks.throughput --preset cpu
+
+soak: $(STAMP)
+	$(TEST_ENV) $(BIN)/python -m benchmarks.soak.soak --minutes 60
+
+soak-short: $(STAMP)
+	$(TEST_ENV) $(BIN)/python -m benchmarks.soak.soak --minutes 5 --output outputs/soak
 
 test: lint types pytest
 

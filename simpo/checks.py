@@ -53,6 +53,7 @@ _NUMBER_RULES = (
     _Rule("monitor_prompts", lambda v: v >= 0, "must be 0 or more"),
     _Rule("monitor_max_new_tokens", lambda v: v >= 1, "must be at least 1"),
     _Rule("dataset_num_proc", lambda v: v is None or v >= 1, "must be at least 1, or left out"),
+    _Rule("hang_timeout", lambda v: v is None or v >= 0, "must be a number of seconds, 0 or more"),
 )
 
 # Settings of transformers.TrainingArguments that a loader of whole packed steps cannot honour: refused, never ignored.
@@ -153,7 +154,19 @@ def _contradictions(values: Mapping[str, Any]) -> list[Problem]:
         problems.append(Problem(("fp16", "bf16"), "bf16 and fp16 cannot both be true; keep bf16: true"))
     problems += _liger_contradictions(values)
     problems += _engine_contradictions(values)
-    return problems
+    return problems + process_contradictions(values)
+
+
+def process_contradictions(values: Mapping[str, Any]) -> list[Problem]:
+    """Time-outs of several processes, of any kind of run: ours must come before the engine's, which names nobody."""
+    ours, engines = values.get("hang_timeout"), values.get("ddp_timeout", 1800)
+    if not (is_number(ours) and is_number(engines) and ours >= engines):
+        return []
+    text = (
+        f"hang_timeout: {ours:g} must be below ddp_timeout: {engines:g}, which ends processes without saying why; "
+        "raise ddp_timeout as well"
+    )
+    return [Problem(("hang_timeout", "ddp_timeout"), text)]
 
 
 def _objective_contradictions(values: Mapping[str, Any]) -> list[Problem]:

@@ -108,6 +108,8 @@ class PreferenceConfig(TrainingArguments):
         monitor_pairs: pairs whose log-probs are followed.
         monitor_prompts: prompts that are answered at the same times; 0 for none.
         monitor_max_new_tokens: bound of those answers.
+        hang_timeout: seconds without progress or sign of life after which a run on several processes ends and names
+            the one that hangs or is lost; below ddp_timeout; 0 never. None: a third of ddp_timeout.
 
     The optimizer step is the unit: after construction `gradient_accumulation_steps` is always 1, what was given is in
     `total_train_batch_size`. How a step is cut into micro-batches never changes what is computed.
@@ -213,6 +215,9 @@ class PreferenceConfig(TrainingArguments):
     disable_dropout: bool = field(default=True, metadata={"help": "Set every dropout probability to 0."})
     model_init_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "Passed to from_pretrained when the model is given by name."}
+    )
+    hang_timeout: float | None = field(
+        default=None, metadata={"help": "Seconds after which a process that hangs or is lost ends the run."}
     )
 
     # Watching the run.

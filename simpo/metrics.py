@@ -3,7 +3,7 @@
 Shape letters: B pairs of a micro-batch, N pairs of a data set, M metrics.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
@@ -145,3 +145,16 @@ def evaluation_means(results: Mapping[str, np.ndarray], *, sft_weight: float = 0
         nll = -float((np.nan_to_num(results["logps/chosen"]) * tokens).sum() / max(tokens.sum(), 1))
         means["preference_loss"], means["loss"] = means["loss"], means["loss"] + sft_weight * nll
     return means
+
+
+def mean_logged_loss(history: Iterable[Mapping[str, float]], default: float) -> float:
+    """The mean of the losses of a log, each of which is that of the steps since the one before.
+
+    Args:
+        history: entries with `step`, those of training with `loss`, in order.
+        default: where there are none.
+    """
+    entries = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
+    steps = [0.0, *(step for step, _ in entries)]
+    total = sum((step - before) * loss for (step, loss), before in zip(entries, steps, strict=False))
+    return total / steps[-1] if entries else default

@@ -29,7 +29,7 @@ from simpo.forward import attention_backend
 from simpo.initial_policy import InitialPolicy, ReferenceCallback, is_initial_without, named_sets
 from simpo.loaders import PackLoaders
 from simpo.losses import Objective, step_loss
-from simpo.metrics import PairResults, RunningMeans, evaluation_means, pair_metrics
+from simpo.metrics import PairResults, RunningMeans, evaluation_means, mean_logged_loss, pair_metrics
 from simpo.model import (
     build_policy,
     check_liger_kernel,
@@ -152,7 +152,7 @@ class PreferenceTrainer(Trainer):
         if any(size > 1 for size in (self.get_tp_size(), self.get_cp_size(), self.get_sp_size())):
             raise ConfigError(
                 "tensor, context and sequence parallelism are not supported: a pack's segments lie whole on one "
-                "device. Use ZeRO-3 or FSDP2, and a smaller max_length or per_device_train_batch_size"
+                "device. Use ZeRO-3 or FSDP2 with gradient_checkpointing, max_tokens_per_microbatch, or an adapter"
             )
 
     def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
@@ -287,6 +287,7 @@ class PreferenceTrainer(Trainer):
             self.model.__dict__.pop("_is_accelerate_prepared", None)
             self._evaluated_first = False
         self._train_means, self._finite = RunningMeans(), FiniteCheck(self)
+        self._resumed = bool(args[0] if args else kwargs.get("resume_from_checkpoint"))
         return super().train(*args, **kwargs)
 
     def get_batch_samples(
@@ -376,6 +377,8 @@ class PreferenceTrainer(Trainer):
             if self.args.sft_weight and preference_loss is not None:
                 means["preference_loss"] = preference_loss
             logs = {**logs, **means}
+        elif "train_loss" in logs and self._resumed:  # transformers' counts the steps since the last start only
+            logs["train_loss"] = mean_logged_loss(self.state.log_history, logs["train_loss"])
         super().log(logs, start_time)
 
     def floating_point_ops(self, inputs: Any) -> int:

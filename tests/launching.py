@@ -48,27 +48,31 @@ def torchrun(script: Path, *arguments: str, processes: int = 2) -> str:
     return run([*launcher, str(script), *arguments])
 
 
+def zero_file(folder: Path, stage: int, **settings: object) -> Path:
+    """An accelerate configuration for ZeRO on 2 CPU processes."""
+    path = folder / f"zero{stage}.yaml"
+    engine = {
+        "zero_stage": stage,
+        "gradient_accumulation_steps": 1,
+        "zero3_init_flag": False,
+        "zero3_save_16bit_model": True,
+        "deepspeed_multinode_launcher": "standard",
+    }
+    launcher = {
+        "compute_environment": "LOCAL_MACHINE",
+        "distributed_type": "DEEPSPEED",
+        "deepspeed_config": engine,
+        "use_cpu": True,
+        "num_processes": 2,
+        "num_machines": 1,
+        "machine_rank": 0,
+        "mixed_precision": "no",
+    }
+    path.write_text(yaml.safe_dump(launcher | settings))
+    return path
+
+
 def deepspeed(stage: int, folder: Path, script: Path, *arguments: str) -> str:
     """Start with `accelerate launch` and ZeRO on 2 CPU processes."""
-    config = folder / f"zero{stage}.yaml"
-    config.write_text(
-        yaml.safe_dump(
-            {
-                "compute_environment": "LOCAL_MACHINE",
-                "distributed_type": "DEEPSPEED",
-                "deepspeed_config": {
-                    "zero_stage": stage,
-                    "gradient_accumulation_steps": 1,
-                    "zero3_init_flag": False,
-                    "zero3_save_16bit_model": True,
-                },
-                "use_cpu": True,
-                "num_processes": 2,
-                "num_machines": 1,
-                "machine_rank": 0,
-                "mixed_precision": "no",
-            }
-        )
-    )
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config)]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(zero_file(folder, stage))]
     return run([*launcher, "--main_process_port", "0", str(script), *arguments])

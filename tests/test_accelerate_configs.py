@@ -17,12 +17,13 @@ from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu
 from accelerate.utils.other import get_free_port
 
 CONFIGS = Path(__file__).parents[1] / "accelerate_configs"
-DEEPSPEED = {"deepspeed_zero2": 2, "deepspeed_zero3": 3, "deepspeed_zero3_two_nodes": 3}
+DEEPSPEED = {"deepspeed_zero2": 2, "deepspeed_zero3": 3, "deepspeed_zero3_nodes": 3}
 ENGINES = {
     "single_gpu": DistributedType.NO,
     "cpu": DistributedType.NO,
     "multi_gpu": DistributedType.MULTI_GPU,
     "fsdp2": DistributedType.FSDP,
+    "fsdp2_nodes": DistributedType.FSDP,
     **dict.fromkeys(DEEPSPEED, DistributedType.DEEPSPEED),
 }
 SCRIPT = ["scripts/run_simpo.py", "training_configs/llama-3-8b-instruct-simpo-v2.yaml"]
@@ -64,7 +65,9 @@ def test_accelerate_reads_it(name: str) -> None:
     assert config.distributed_type == ENGINES[name]
     assert config.mixed_precision == ("no" if name == "cpu" else "bf16")
     assert config.use_cpu == (name == "cpu")
-    assert config.num_processes == {"single_gpu": 1, "cpu": 1, "deepspeed_zero3_two_nodes": 16}.get(name, 8)
+    assert config.num_processes == {"single_gpu": 1, "cpu": 1, "deepspeed_zero3_nodes": 16, "fsdp2_nodes": 16}.get(
+        name, 8
+    )
 
 
 @pytest.mark.parametrize("name", sorted(ENGINES))
@@ -80,7 +83,7 @@ def test_every_engine_key_is_an_option_of_the_launcher(name: str) -> None:
 def test_launcher_accepts_it(name: str) -> None:
     args = launch_args(name)
     assert args.use_deepspeed == (name in DEEPSPEED)
-    assert args.use_fsdp == (name == "fsdp2")
+    assert args.use_fsdp == name.startswith("fsdp2")
     assert args.multi_gpu == (name == "multi_gpu")
     assert [args.training_script, *args.training_script_args] == SCRIPT
 
@@ -111,19 +114,33 @@ def test_deepspeed_plugin(name: str, stage: int, monkeypatch: pytest.MonkeyPatch
     assert not is_deepspeed_zero3_enabled()  # nothing is left for the tests that follow
 
 
+@pytest.mark.parametrize("name", ["deepspeed_zero3", "fsdp2"])
+def test_many_nodes_differ_from_one_in_nodes_only(name: str) -> None:
+    one, many = (yaml.safe_load(Path(path_of(each)).read_text()) for each in (name, f"{name}_nodes"))
+    own = {"num_machines", "num_processes", "main_process_ip", "main_process_port"}
+    assert {key: value for key, value in many.items() if key not in own | {"deepspeed_config"}} == {
+        key: value for key, value in one.items() if key not in own | {"deepspeed_config"}
+    }
+    more = {"deepspeed_multinode_launcher": "standard"} if "deepspeed_config" in one else {}
+    assert many.get("deepspeed_config", {}) == one.get("deepspeed_config", {}) | more
+    args = launch_args(f"{name}_nodes", "--num_machines", "4", "--num_processes", "32", "--machine_rank", "3")
+    assert (args.num_machines, args.num_processes, args.machine_rank) == (4, 32, 3)
+
+
 @pytest.mark.multiprocess
-def test_two_nodes_form_one_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["deepspeed_zero3_nodes", "fsdp2_nodes"])
+def test_two_nodes_form_one_run(tmp_path: Path, name: str) -> None:
     script = tmp_path / "who.py"
     script.write_text("import os\nprint('rank', os.environ['RANK'], 'of', os.environ['WORLD_SIZE'])\n")
     command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
-    command += ["--config_file", path_of("deepspeed_zero3_two_nodes"), "--main_process_ip", "127.0.0.1"]
+    command += ["--config_file", path_of(name), "--main_process_ip", "127.0.0.1"]
     command += ["--main_process_port", str(get_free_port()), "--num_processes", "2"]  # one a machine
     machines = [
         subprocess.Popen([*command, "--machine_rank", rank, str(script)], stdout=subprocess.PIPE, text=True)
         for rank in ("0", "1")
     ]
     try:
-        said = [machine.communicate(timeout=120)[0] for machine in machines]
+        said = [machine.communicate(timeout=300)[0] for machine in machines]
     finally:
         for machine in machines:
             machine.kill()
@@ -131,8 +148,9 @@ def test_two_nodes_form_one_run(tmp_path: Path) -> None:
     assert ["rank 0 of 2" in said[0], "rank 1 of 2" in said[1]] == [True, True]
 
 
-def test_fsdp2_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
-    with environment(monkeypatch, prepare_multi_gpu_env(launch_args("fsdp2"))):
+@pytest.mark.parametrize("name", ["fsdp2", "fsdp2_nodes"])
+def test_fsdp2_plugin(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with environment(monkeypatch, prepare_multi_gpu_env(launch_args(name))):
         plugin = FullyShardedDataParallelPlugin()
     assert plugin.fsdp_version == 2
     assert plugin.reshard_after_forward is True

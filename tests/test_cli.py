@@ -200,6 +200,7 @@ def test_other_processes_do_not_repeat_a_mistake_in_the_settings(
 def launched(calls: Calls, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     commands: list[list[str]] = []
     monkeypatch.setattr(os, "execv", lambda _, command: commands.append(command))
+    monkeypatch.setattr("simpo.cli.supervise.supervise", lambda command, *_: commands.append(command))
     return commands
 
 
@@ -225,6 +226,17 @@ def test_launching(config: str, launched: list[list[str]], checkout: Path, calls
         *("-m", "simpo.cli", "train", config, "--dry-run", "--resume_from_checkpoint=true", "--beta=3"),
     ]
     assert calls == []
+
+
+def test_launching_on_several_machines(config: str, launched: list[list[str]], checkout: Path) -> None:
+    words = "--num_machines 4 --num_processes=32 --machine-rank 3 --main_process_ip 10.0.0.1 --main_process_port=1234"
+    assert cli.main(["train", config, "--accelerate=zero3_nodes", *words.split(), "--log_dir", "logs"]) == 0
+    assert launched[0][3:-4] == [
+        *("--config_file", str(checkout / "deepspeed_zero3_nodes.yaml"), "--num_processes", "32"),
+        *("--num_machines", "4", "--machine_rank", "3", "--main_process_ip", "10.0.0.1"),
+        *("--main_process_port", "1234", "--log_dir", "logs", "--tee", "3"),
+    ]
+    assert launched[0][-4:] == ["-m", "simpo.cli", "train", config]
 
 
 def test_checks_reach_the_run_and_the_launcher(
@@ -264,7 +276,7 @@ def test_launch_path_is_taken_as_it_is(tmp_path: Path) -> None:
 def test_unknown_launch_name() -> None:
     with pytest.raises(ConfigError) as caught:
         launch.launch_config("zero9")
-    assert "--accelerate zero9" in str(caught.value) and "zero2, zero3, zero3_two_nodes, fsdp2" in str(caught.value)
+    assert "--accelerate zero9" in str(caught.value) and "zero2, zero3, zero3_nodes, fsdp2" in str(caught.value)
 
 
 def test_launch_files_outside_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,6 +284,12 @@ def test_launch_files_outside_a_checkout(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(launch, "__file__", str(tmp_path / "site-packages" / "simpo" / "cli" / "launch.py"))
     with pytest.raises(ConfigError, match=r"deepspeed_zero3\.yaml was not found in .*run from a checkout"):
         launch.launch_config("zero3")
+
+
+@pytest.mark.parametrize("option", ["--num_machines=2", "--machine_rank=0", "--main_process_ip=x", "--log_dir=logs"])
+def test_options_of_a_launcher_need_one(config: str, option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", config, option]) == 2
+    assert f"{option.split('=')[0]} needs --accelerate" in capsys.readouterr().err
 
 
 def test_launch_contradictions(

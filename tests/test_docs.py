@@ -17,12 +17,15 @@ import pytest
 import yaml
 
 from simpo import cli
+from simpo.audit.findings import CHECKS
 from simpo.cli.analysis_plan import Plan
 from simpo.cli.inspection import source_overrides
 from simpo.cli.launch import launch_config
 from simpo.cli.words import split_overrides
+from simpo.data.schema import TOKEN_COLUMNS
 from simpo.errors import ConfigError, ModelError
 from simpo.evals.run import read_eval_settings
+from simpo.monitor.signals import RULES
 from simpo.onpolicy.annotate import AnnotateSettings
 from simpo.onpolicy.annotators.kinds import read_annotators
 from simpo.onpolicy.binarize import BinarizeSettings
@@ -32,6 +35,7 @@ from simpo.run.sft.settings import check_sft_settings, sft_field_types
 from simpo.settings import check_settings, read_settings
 from simpo.settings.fieldtypes import field_types, types_of
 from simpo.settings.flat import read_flat
+from simpo.settings.rules import RULES as GUARD_RAILS
 from simpo.sweep.space import check_candidates, read_space
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -127,6 +131,8 @@ def test_command(where: str, words: list[str], tmp_path: Path, monkeypatch: pyte
         "pytest": check_pytest,
         "python": check_benchmark,
         "pre-commit": check_pre_commit,
+        "sbatch": check_sbatch,
+        "torchrun": check_torchrun,
     }
     assert program in checks, f"{where}: no test knows how to check {program}"
     checks[program](words[1:], tmp_path)
@@ -167,6 +173,20 @@ def check_accelerate(words: list[str], tmp_path: Path) -> None:
     check_simpo([verb, *args.training_script_args], tmp_path)
 
 
+def check_sbatch(words: list[str], tmp_path: Path) -> None:
+    (at,) = [number for number, word in enumerate(words) if word.endswith(".sbatch")]
+    assert Path(words[at]).is_file()
+    check_simpo(words[at + 1 :], tmp_path)
+
+
+def check_torchrun(words: list[str], tmp_path: Path) -> None:
+    from torch.distributed.run import parse_args
+
+    args = parse_args(words)
+    assert Path(args.training_script).is_file()
+    check_simpo([{"run_simpo": "train"}[Path(args.training_script).stem], *args.training_script_args], tmp_path)
+
+
 def check_simpo(words: list[str], tmp_path: Path) -> None:
     own, overrides = split_overrides(words[1:], cli.VERBS[words[0]].FLAGS)
     args = cli._parser().parse_args([words[0], *own])
@@ -199,7 +219,7 @@ def check_simpo(words: list[str], tmp_path: Path) -> None:
         return
     if words[0] == "inspect":
         overrides += source_overrides(args)
-    elif args.accelerate is not None:
+    elif words[0] != "plan" and args.accelerate is not None:
         assert launch_config(args.accelerate).is_file()
     files = config_files(args.configs, tmp_path)
     check = check_sft_settings if words[0] == "sft" else check_settings
@@ -389,6 +409,32 @@ def test_refused_models_are_refused() -> None:
 def test_extras_exist() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert {row[0].strip("`") for row in table(ROOT / "README.md", "extra")} <= set(extras)
+
+
+def test_every_warning_leads_to_its_section() -> None:
+    """The sections that monitors name are headings of docs/diagnosis.md, and its first table says the same."""
+    page = ROOT / "docs" / "diagnosis.md"
+    titles = re.findall(r"^## (.+)$", page.read_text(), re.MULTILINE)
+    rows = table(page, "warning")
+    for rule in RULES:
+        title = rule.section.strip('"')
+        assert title.capitalize() in titles, title
+        (where,) = [section for names, section in rows if f"`{rule.name}`" in names]
+        assert f"[{title.capitalize()}]" in where, rule.name
+    linked = {title for _, section in rows for title in re.findall(r"\[([^]]+)\]", section)}
+    assert linked == set(titles)
+
+
+def test_what_the_diagnosis_names_exists() -> None:
+    """Checks of the data, guard rails, monitors, settings, and keys of the files that a run and an evaluation leave."""
+    files = ("run/manifest.py", "run/plan.py", "batching.py", "evals/answers.py")
+    written = "".join((ROOT / "simpo" / name).read_text() for name in files)
+    known = {*CHECKS, *(rule.name for rule in (*RULES, *GUARD_RAILS)), *field_types(), *types_of(BinarizeSettings)}
+    known |= {"grad_norm", "eval_loss", *TOKEN_COLUMNS}  # the first two are logged by transformers
+    text = (ROOT / "docs" / "diagnosis.md").read_text()
+    names = {name.split(".")[-1] for name in re.findall(r"`([a-z][a-z.]*_[a-z_.]+)(?:: \S+)?`", text)}
+    assert len(names) > 40
+    assert {name for name in names if name not in known and not re.search(rf"\b{name}\b", written)} == set()
 
 
 def test_launch_names_exist() -> None:

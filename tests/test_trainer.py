@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 from simpo import PreferenceTrainer, SimPOTrainer
 from simpo.errors import ConfigError, DataError, ModelError
 from simpo.losses import PairLogps, PairLosses
-from simpo.metrics import PAIR_METRICS
+from simpo.metrics import PAIR_METRICS, mean_logged_loss
 
 
 def _logs(trainer) -> list[dict]:
@@ -208,3 +208,9 @@ def test_full_fine_tuning_keeps_float32_masters(tiny_dir, rows, make_args) -> No
     # bf16 autocast computes the same thing, roughly
     assert _logs(trainer)[0]["loss"] == pytest.approx(_logs(exact)[0]["loss"], abs=0.05)
     assert _logs(trainer)[0]["loss"] != _logs(exact)[0]["loss"]
+
+
+def test_the_mean_of_logged_losses_counts_steps() -> None:
+    history = [{"step": 2, "loss": 1.0}, {"step": 2, "eval_loss": 9.0}, {"step": 5, "loss": 2.0}]
+    assert mean_logged_loss(history, 0.0) == pytest.approx((2 * 1.0 + 3 * 2.0) / 5)
+    assert mean_logged_loss([{"step": 3, "eval_loss": 9.0}], 0.25) == 0.25

@@ -2,20 +2,25 @@
 
 import argparse
 
-from simpo.cli.launch import LAUNCH_FLAGS, add_launch_options
+from simpo.cli.launch import LAUNCH_FLAGS, NODE_FLAGS, add_launch_options, add_node_options
 from simpo.cli.words import Flag
 
-RUN_FLAGS = LAUNCH_FLAGS | {
-    "--dry-run": Flag("none"),
-    "--overwrite": Flag("none"),
-    "--resume_from_checkpoint": Flag("optional"),
-}
+RUN_FLAGS = (
+    LAUNCH_FLAGS
+    | NODE_FLAGS
+    | {
+        "--dry-run": Flag("none"),
+        "--overwrite": Flag("none"),
+        "--resume_from_checkpoint": Flag("optional"),
+    }
+)
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
     """The options of `RUN_FLAGS`, and CONFIG."""
     parser.add_argument("configs", nargs="+", metavar="CONFIG", help="YAML file of settings")
     add_launch_options(parser)
+    add_node_options(parser)
     parser.add_argument(
         "--dry-run", action="store_true", help="check everything, print the plan, and stop before training"
     )

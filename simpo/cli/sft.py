@@ -2,7 +2,7 @@
 
 import argparse
 
-from simpo.cli.launch import launches, relaunch
+from simpo.cli.launch import launch_run, launches
 from simpo.cli.run_options import RUN_FLAGS, add_run_options, resume_from, run_words
 from simpo.cli.words import Verbs, add_verb
 
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     from simpo.run.sft import check_sft_settings, read_sft_settings, run_sft
 
     if launches(args):
-        relaunch("sft", args, overrides, check_sft_settings, run_words(args))
+        launch_run("sft", args, overrides, check_sft_settings, run_words(args))
         return
     settings = read_sft_settings(args.configs, overrides)
     resume = resume_from(args.resume_from_checkpoint)

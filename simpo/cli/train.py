@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from simpo.cli.launch import launches, relaunch
+from simpo.cli.launch import launch_run, launches
 from simpo.cli.run_options import RUN_FLAGS, add_run_options, resume_from, run_words
 from simpo.cli.words import Flag, Verbs, add_verb
 
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
 
         flags = {"--no-audit": args.no_audit, "--strict": args.strict, "--no-report": args.no_report}
         own = [name for name, given in flags.items() if given]
-        relaunch("train", args, overrides, check_settings, run_words(args) + own)
+        launch_run("train", args, overrides, check_settings, run_words(args) + own)
         return
     from simpo.settings import read_settings
 

@@ -8,7 +8,7 @@ import torch
 from accelerate.utils import DistributedType
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
-from simpo.run.folder import REPORT
+from simpo.run.folder import REPORT, SIGNS
 
 
 def push_folder(trainer: Trainer, folder: str, message: str = "Model trained with SimPO") -> None:
@@ -21,7 +21,7 @@ def push_folder(trainer: Trainer, folder: str, message: str = "Model trained wit
         folder_path=folder,
         commit_message=message,
         token=trainer.args.hub_token,
-        ignore_patterns=["checkpoint-*", REPORT, "monitor/*"],
+        ignore_patterns=["checkpoint-*", REPORT, "monitor/*", f"{SIGNS}/*"],
     )
 
 

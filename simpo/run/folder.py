@@ -12,6 +12,8 @@ from simpo.run.logfile import LOG_FILE
 MANIFEST = "run_manifest.json"
 SETTINGS = "settings.yaml"
 REPORT = "report.html"
+SIGNS = ".heartbeat"
+"""Folder of the signs of life of a run's processes, while it lasts."""
 _LOG_FOLDERS = ("runs", "logs", "wandb")
 
 
@@ -32,13 +34,11 @@ def _is_fresh(folder: Path) -> bool:
     """Empty, or left by a run that was stopped before its first checkpoint was whole."""
     if not folder.exists():
         return True
-    names = {path.name for path in folder.iterdir()} - {*_LOG_FOLDERS, MONITOR_FOLDER}
-    others = {
-        name
-        for name in names
-        if name not in (MANIFEST, SETTINGS, LOG_FILE, REPORT) and not name.startswith("checkpoint-")
-    }
-    return not names or (MANIFEST in names and not others and not is_finished(folder) and not checkpoints(folder))
+    names = {path.name for path in folder.iterdir()} - {*_LOG_FOLDERS, MONITOR_FOLDER, SIGNS}
+    first = {MANIFEST, str(Path(MANIFEST).with_suffix(".part"))}  # what a run writes before anything else
+    known = first | {SETTINGS, REPORT, LOG_FILE, str(Path(LOG_FILE).with_suffix(".part"))}
+    others = {name for name in names if name not in known and not name.startswith("checkpoint-")}
+    return not names or bool(names & first and not others and not is_finished(folder) and not checkpoints(folder))
 
 
 def find_checkpoint(output_dir: str | Path, resume: str | bool | None, *, overwrite: bool) -> Path | None:

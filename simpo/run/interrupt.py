@@ -1,8 +1,10 @@
 """SIGTERM and SIGUSR1, which schedulers send before they take a machine away: save, stop, say "start me again"."""
 
 import contextlib
+import ctypes
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -79,8 +81,16 @@ def interruptible() -> Iterator[Interruption]:
         yield interruption
         return
     before = {number: signal.signal(number, interruption.receive) for number in SIGNALS}
+    _end_with_launcher(signal.SIGTERM)
     try:
         yield interruption
     finally:
+        _end_with_launcher(0)
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _end_with_launcher(number: int) -> None:
+    """Let Linux send a signal, 0 for none, when torchrun dies: else its processes train on where nobody sees them."""
+    if sys.platform == "linux" and "TORCHELASTIC_RUN_ID" in os.environ:
+        ctypes.CDLL(None).prctl(1, number)  # PR_SET_PDEATHSIG

@@ -1,6 +1,7 @@
 """What a run logs, as JSON lines that can be read while it trains."""
 
 import json
+import os
 import resource
 import sys
 import time
@@ -27,12 +28,21 @@ class LogFile(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Drop what an earlier attempt logged after the step that this one begins at; its time counts up to there."""
+        """Drop what an earlier attempt logged after the checkpoint that this one begins at; its time goes on."""
         path = Path(str(args.output_dir), LOG_FILE)
         before = 0.0
         if state.is_world_process_zero and path.is_file():
-            kept = [line for line in path.read_text().splitlines() if _step(line) <= state.global_step > 0]
-            path.write_text("".join(f"{line}\n" for line in kept))
+            now = state.global_step
+            # of the last step, what was logged before the checkpoint: the end of a run has its step as well
+            left = sum(entry.get("step") == now for entry in state.log_history)
+            kept = []
+            for line in path.read_text().splitlines():
+                left -= (step := _step(line)) == now
+                if step < now or (step == now and left >= 0):
+                    kept.append(line)
+            part = path.with_suffix(".part")
+            part.write_text("".join(f"{line}\n" for line in kept))
+            os.replace(part, path)  # killed in between, the old lines are still there
             before = max((float(json.loads(line).get("elapsed", 0)) for line in kept), default=0.0)
         self._began = time.monotonic() - before
 

@@ -31,6 +31,7 @@ from simpo.forward import attention_backend
 from simpo.initial_policy import named_sets
 from simpo.model import load_model_config, load_tokenizer, master_dtype
 from simpo.objectives import OBJECTIVES
+from simpo.run.builds import remove_stale_locks
 from simpo.run.card import model_card
 from simpo.run.checkpoints.faults import check_writable
 from simpo.run.checkpoints.resume import choose_checkpoint
@@ -40,8 +41,11 @@ from simpo.run.folder import remove_earlier_run
 from simpo.run.guard import guard_rails, stop_on_problems, told_before
 from simpo.run.interrupt import Interruption, interruptible
 from simpo.run.logfile import LogFile
-from simpo.run.manifest import build_manifest, run_identity, write_manifest, write_settings
+from simpo.run.manifest import build_manifest, run_identity, write_manifest
+from simpo.run.owner import Owner, owner_of
+from simpo.run.parallelism import check_parallelism
 from simpo.run.plan import model_line, plan_lines
+from simpo.run.watch.heartbeat import Heartbeat, heartbeat
 from simpo.settings import Advice, RunSettings
 from simpo.trainer import PreferenceTrainer
 
@@ -73,38 +77,55 @@ def run_training(
         SimPOError: what is wrong, where, and what to write instead.
     """
     with interruptible() as interruption:
-        _run(settings, interruption, dry_run, overwrite, resume_from_checkpoint, audit, strict)
+        if dry_run:
+            _show_plan(settings, overwrite, resume_from_checkpoint, audit, strict)
+            return
+        _begin(settings)
+        check_engine(settings.training)
+        check_writable(settings.training.output_dir or "")
+        with owner_of(settings.training.output_dir or "") as owner:
+            owner.take_existing()
+            with heartbeat(settings.training) as pulse:
+                _run(settings, interruption, owner, pulse, overwrite, resume_from_checkpoint, audit, strict)
+
+
+def _show_plan(
+    settings: RunSettings, overwrite: bool, resume_from_checkpoint: str | bool | None, audit: bool, strict: bool
+) -> None:
+    """What a run would do, by a sample of its data."""
+    args = settings.training
+    _begin(settings)
+    check_engine(args)
+    _, folder_note = choose_checkpoint(args, resume_from_checkpoint, overwrite, dry_run=True)
+    inputs = _read_inputs(settings, audit=audit, strict=strict)
+    sample = _sample_report(inputs.train, inputs.evaluation, inputs.tokenizer, args)
+    _print_plan(settings, inputs, *sample, notes=[*folder_note, *inputs.warnings])
 
 
 def _run(
     settings: RunSettings,
     interruption: Interruption,
-    dry_run: bool,
+    owner: Owner,
+    pulse: Heartbeat | None,
     overwrite: bool,
     resume_from_checkpoint: str | bool | None,
     audit: bool,
     strict: bool,
 ) -> None:
     args = settings.training
-    _begin(settings)
-    check_engine(args)
-    checkpoint, folder_note = choose_checkpoint(args, resume_from_checkpoint, overwrite, dry_run)
-    if not dry_run:
-        check_writable(args.output_dir or "")
+    checkpoint, folder_note = choose_checkpoint(args, resume_from_checkpoint, overwrite, dry_run=False)
     inputs = _read_inputs(settings, audit=audit, strict=strict)
-    warnings = inputs.warnings
-    if dry_run:
-        sample = _sample_report(inputs.train, inputs.evaluation, inputs.tokenizer, args)
-        _print_plan(settings, inputs, *sample, notes=[*folder_note, *warnings])
-        return
     trainer = _build_trainer(settings, inputs)
     reports = [report for report in (trainer.train_report, *trainer.eval_reports.values()) if report is not None]
     plan = trainer.plan_summary()
     pairs = _pairs(trainer.train_dataset), _pairs(trainer.eval_dataset)
-    _print_plan(settings, inputs, *pairs, reports, trainer, plan, notes=warnings)
+    _print_plan(settings, inputs, *pairs, reports, trainer, plan, notes=[*folder_note, *inputs.warnings])
     PartialState().wait_for_everyone()  # every process has looked at the folder before one writes into it
+    owner.take()
     if overwrite and checkpoint is None and PartialState().is_main_process:
         remove_earlier_run(args.output_dir or "")
+    if pulse is not None:
+        pulse.follow(trainer)
     _train(trainer, settings, inputs, reports, plan, checkpoint, interruption)
 
 
@@ -190,12 +211,17 @@ def _build_trainer(settings: RunSettings, inputs: _Inputs) -> PreferenceTrainer:
 
 
 def check_engine(args: TrainingArguments) -> None:
-    """Refuse an engine that would leave no model behind.
+    """Refuse an engine that would leave no model behind, or that cuts sequences; every process must call it.
+
+    What would let DeepSpeed wait for ever is put right.
 
     Raises:
-        ConfigError: ZeRO-3 does not gather its weights at saving.
+        ConfigError: ZeRO-3 does not gather its weights at saving; one sequence is split over devices.
     """
+    check_parallelism(args)
     plugin = getattr(args, "deepspeed_plugin", None)
+    if plugin is not None:
+        remove_stale_locks()
     if plugin is None or plugin.zero_stage != 3:
         return
     gather = plugin.deepspeed_config.get("zero_optimization", {}).get("stage3_gather_16bit_weights_on_model_save")
@@ -314,10 +340,13 @@ def _train(
         resumed_from=checkpoint,
     )
     manifest |= told_before(settings, inputs.advice, inputs.warnings)
-    if trainer.is_world_process_zero():
-        write_settings(str(args.output_dir), settings.resolved)
     result = train_safely(
-        trainer, identity=identity, checkpoint=checkpoint, manifest=manifest, interruption=interruption
+        trainer,
+        identity=identity,
+        checkpoint=checkpoint,
+        manifest=manifest,
+        interruption=interruption,
+        settings=settings.resolved,
     )
     metrics = dict(result.metrics, train_pairs=_pairs(trainer.train_dataset))
     trainer.log_metrics("train", metrics)

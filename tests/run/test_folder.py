@@ -48,6 +48,11 @@ def test_a_run_stopped_before_its_first_checkpoint_starts_again(tmp_path) -> Non
     (tmp_path / REPORT).write_text("<h1>out</h1>")
     _checkpoint(tmp_path, 5, whole=False)
     assert find_checkpoint(tmp_path, None, overwrite=False) is None
+    (tmp_path / "log.part").write_text("{}\n")  # killed between writing a file and its move
+    (tmp_path / "run_manifest.part").write_text("{")
+    assert find_checkpoint(tmp_path, None, overwrite=False) is None
+    (tmp_path / MANIFEST).unlink()  # the part is the first file of all
+    assert find_checkpoint(tmp_path, None, overwrite=False) is None
     (tmp_path / "thesis.txt").write_text("x")
     with pytest.raises(ConfigError, match="--overwrite"):
         find_checkpoint(tmp_path, None, overwrite=False)

@@ -40,8 +40,22 @@ def test_what_comes_after_the_checkpoint_is_dropped(
         log(args, step, loss=0.5)
     with (tmp_path / "log.jsonl").open("a") as file:
         file.write('{"step": 4, "lo')  # killed here
-    LogFile().on_train_begin(args, TrainerState(global_step=start, is_world_process_zero=True), TrainerControl())
+    state = TrainerState(global_step=start, is_world_process_zero=True)
+    state.log_history = [{"step": step, "loss": 0.5} for step in range(1, start + 1)]
+    LogFile().on_train_begin(args, state, TrainerControl())
     assert steps(tmp_path) == kept
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_what_the_end_of_a_run_logged_is_logged_once(args: TrainingArguments, tmp_path: Path) -> None:
+    """A run that was killed in its last evaluation goes on from a checkpoint of the same step."""
+    for numbers in ({"loss": 0.5}, {"eval_loss": 0.4}, {"train_loss": 0.5}, {"eval_loss": 0.4}):
+        log(args, 3, **numbers)
+    state = TrainerState(global_step=3, is_world_process_zero=True)
+    state.log_history = [{"step": 3, "loss": 0.5}, {"step": 3, "eval_loss": 0.4}]
+    LogFile().on_train_begin(args, state, TrainerControl())
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [sorted(line)[0] for line in lines] == ["loss", "eval_loss"]
 
 
 def test_a_log_alone_does_not_stop_a_fresh_start(args: TrainingArguments, tmp_path: Path) -> None:

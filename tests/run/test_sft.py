@@ -1,7 +1,6 @@
 """SFT runs from a YAML file: what is learnt, what is left behind, what is refused, and how SimPO goes on."""
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -295,7 +294,7 @@ def test_a_data_set_of_dialogues_is_read_once(tmp_path) -> None:
 
 def test_launching(make_sft, monkeypatch) -> None:
     commands: list[list[str]] = []
-    monkeypatch.setattr(os, "execv", lambda _, command: commands.append(command))
+    monkeypatch.setattr("simpo.cli.supervise.supervise", lambda command, *_: commands.append(command))
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     config = str(make_sft())
     assert cli.main(["sft", config, "--accelerate", "zero3", "--overwrite", "--max_steps", "3"]) == 0

@@ -52,8 +52,7 @@ def saving_into(folder: str | Path) -> Iterator[None]:
         kept = f"{whole} is whole, and the same command goes on from it" if whole else "there is no checkpoint yet"
         free = shutil.disk_usage(folder).free
         raise StoreError(
-            f"{folder}: {why} ({_size(free)} free now{half}). {kept}: make room, lower save_total_limit, or set "
-            "save_only_model: true"
+            f"{folder}: {why} ({_size(free)} free now{half}). {kept}: make room, or lower save_total_limit"
         ) from error
 
 

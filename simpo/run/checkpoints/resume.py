@@ -77,7 +77,12 @@ def _set_aside(damaged: list[Path]) -> None:
     state.wait_for_everyone()
     if state.is_main_process:
         for path in damaged:
-            path.rename(path.with_name(f"{path.name}.damaged"))
+            aside = path.with_name(f"{path.name}.damaged")
+            number = 1
+            while aside.exists():  # of an earlier time
+                number += 1
+                aside = path.with_name(f"{path.name}.damaged-{number}")
+            path.rename(aside)
     state.wait_for_everyone()
 
 

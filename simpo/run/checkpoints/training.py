@@ -1,17 +1,19 @@
 """A training that survives: checkpoints that are whole, signals, full disks, another number of processes."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from transformers import Trainer
 
 from simpo.run.checkpoints.callback import CheckpointCallback
+from simpo.run.checkpoints.engines import check_engine_of
 from simpo.run.checkpoints.faults import saving_into
 from simpo.run.checkpoints.pickles import check_pickles
 from simpo.run.checkpoints.resume import check_identity
 from simpo.run.checkpoints.universal import load_on_any_number
 from simpo.run.interrupt import Interruption
-from simpo.run.manifest import write_manifest
+from simpo.run.manifest import write_manifest, write_settings
 
 
 def train_safely(
@@ -21,6 +23,7 @@ def train_safely(
     checkpoint: Path | None,
     manifest: dict[str, Any],
     interruption: Interruption,
+    settings: Mapping[str, Any] | None = None,
 ) -> Any:
     """Train from a checkpoint, or from the start, to the end; every process must call it.
 
@@ -30,12 +33,13 @@ def train_safely(
         checkpoint: from `choose_checkpoint`.
         manifest: of the run; it is written before, and when a signal ends the training.
         interruption: from `interruptible`.
+        settings: kept beside the manifest as one YAML file.
 
     Returns:
         transformers' `TrainOutput`.
 
     Raises:
-        ModelError: the checkpoint is that of another run, or holds code.
+        ModelError: the checkpoint is that of another run or of another engine, or holds code.
         StoreError: a checkpoint could not be written.
         Interrupted: a signal ended the training, with a checkpoint.
     """
@@ -44,13 +48,16 @@ def train_safely(
     if checkpoint is not None:
         check_identity(checkpoint, identity)
         check_pickles(checkpoint)
+        check_engine_of(checkpoint, trainer)
         note = load_on_any_number(trainer, checkpoint)
         _say(trainer, f"Going on from {checkpoint}" + (f"; {note}" if note else ""))
     limit, args.save_total_limit = args.save_total_limit, None  # ours knows which ones are whole
     trainer.add_callback(CheckpointCallback(identity, limit))
     trainer.add_callback(interruption)
     if trainer.is_world_process_zero():
-        write_manifest(folder, manifest)
+        write_manifest(folder, manifest)  # first: it says that what is beside it is a run's
+        if settings is not None:
+            write_settings(folder, settings)
     with saving_into(folder):
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if interruption.stopped and trainer.is_world_process_zero():

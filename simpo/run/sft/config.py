@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, Self, cast
 from transformers import SchedulerType
 from trl import SFTConfig
 
-from simpo.checks import Problem, is_number
+from simpo.checks import Problem, is_number, process_contradictions
 from simpo.config import settle_precision
 from simpo.data.config import DataConfig
 from simpo.data.dialogues import DIALOGUE_COLUMNS
@@ -27,6 +27,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "gradient_accumulation_steps": _COUNT,
     "total_train_batch_size": _COUNT_OR_NONE,
     "dataset_num_proc": _COUNT_OR_NONE,
+    "hang_timeout": (lambda v: v is None or (is_number(v) and v >= 0), "must be a number of seconds, 0 or more"),
     "packing_strategy": (
         lambda v: v != "wrapped",
         "lets conversations see one another; write bfd, which keeps them apart, or packing: false",
@@ -57,7 +58,7 @@ def find_sft_problems(values: Mapping[str, Any]) -> list[Problem]:
             problems.append(Problem((key,), f"{key}: {values[key]!r} {text}"))
     if values.get("bf16") and values.get("fp16"):
         problems.append(Problem(("fp16", "bf16"), "bf16 and fp16 cannot both be true; keep bf16: true"))
-    return problems
+    return problems + process_contradictions(values)
 
 
 @dataclass
@@ -89,6 +90,8 @@ class SFTSettings(SFTConfig):
         packing: fill rows of max_length with several conversations, which do not see one another.
         assistant_only_loss: learn answers only, each with its end-of-turn token; false: every token.
         add_empty_system: put an empty system turn before conversations that have none.
+        hang_timeout: seconds without progress or sign of life after which a run on several processes ends and names
+            the one that hangs or is lost; below ddp_timeout; 0 never. None: a third of ddp_timeout.
 
     Raises:
         ConfigError: a number is out of bounds, or settings contradict each other.
@@ -120,6 +123,9 @@ class SFTSettings(SFTConfig):
     add_empty_system: bool = field(default=False, metadata={"help": "Put an empty system turn first where none is."})
     total_train_batch_size: int | None = field(
         default=None, metadata={"help": "Rows per optimizer step over all devices; accumulation follows from it."}
+    )
+    hang_timeout: float | None = field(
+        default=None, metadata={"help": "Seconds after which a process that hangs or is lost ends the run."}
     )
 
     # What simpo.data does in TRL's place; attributes that TRL reads, and no settings.

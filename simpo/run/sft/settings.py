@@ -75,9 +75,12 @@ def read_sft_settings(files: Paths, overrides: Sequence[str] = ()) -> SFTRunSett
     return SFTRunSettings(model, data, training, redact(values), conversions, paths)
 
 
-def check_sft_settings(files: Paths, overrides: Sequence[str] = ()) -> None:
-    """All checks of `read_sft_settings` that need no device: for a process that only starts others."""
-    _check(files, overrides)
+def check_sft_settings(files: Paths, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """All checks of `read_sft_settings` that need no device: for a process that only starts others.
+
+    Returns the settings that were given, by their present names, converted and typed.
+    """
+    return _check(files, overrides)[0]
 
 
 def _check(files: Paths, overrides: Sequence[str]) -> tuple[dict[str, Any], list[str], list[Path]]:

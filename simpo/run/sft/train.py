@@ -29,16 +29,13 @@ from simpo.run.export import export_model, push_folder
 from simpo.run.folder import remove_earlier_run
 from simpo.run.interrupt import Interruption, interruptible
 from simpo.run.manifest import identity_of, shared_manifest, write_manifest
+from simpo.run.owner import Owner, owner_of
 from simpo.run.plan import model_line
 from simpo.run.sft.config import SFTSettings
 from simpo.run.sft.plan import packs_of, plan_lines, sft_card
 from simpo.run.sft.settings import SFTRunSettings
-from simpo.run.train import (
-    check_engine,
-    engine_name,
-    quiet_libraries,
-    say,
-)
+from simpo.run.train import check_engine, engine_name, quiet_libraries, say
+from simpo.run.watch.heartbeat import Heartbeat, heartbeat
 
 logger = logging.getLogger(__name__)
 
@@ -84,47 +81,69 @@ def run_sft(
         SimPOError: what is wrong, where, and what to write instead.
     """
     with interruptible() as interruption:
-        _run(settings, interruption, dry_run, overwrite, resume_from_checkpoint)
+        args = settings.training
+        quiet_libraries(args)
+        set_seed(args.seed)
+        check_engine(args)
+        if dry_run:
+            _show_plan(settings, overwrite, resume_from_checkpoint)
+            return
+        check_writable(args.output_dir or "")
+        with owner_of(args.output_dir or "") as owner:
+            owner.take_existing()
+            with heartbeat(args) as pulse:
+                _run(settings, interruption, owner, pulse, overwrite, resume_from_checkpoint)
+
+
+def _show_plan(settings: SFTRunSettings, overwrite: bool, resume_from_checkpoint: str | bool | None) -> None:
+    """What a run would do, by a sample of its data."""
+    args = settings.training
+    _, notes = choose_checkpoint(args, resume_from_checkpoint, overwrite, dry_run=True)
+    config, tokenizer = _load_tokenizer(settings)
+    with args.main_process_first(desc="reading data"):
+        train, evaluation, _ = load_dialogues(settings.data, args.seed, args.dataset_num_proc)
+        _print_plan(settings, config, *_sampled(train, evaluation, tokenizer, args), notes=notes)
 
 
 def _run(
     settings: SFTRunSettings,
     interruption: Interruption,
-    dry_run: bool,
+    owner: Owner,
+    pulse: Heartbeat | None,
     overwrite: bool,
     resume_from_checkpoint: str | bool | None,
 ) -> None:
     args = settings.training
-    quiet_libraries(args)
-    set_seed(args.seed)
-    check_engine(args)
-    checkpoint, notes = choose_checkpoint(args, resume_from_checkpoint, overwrite, dry_run)
-    if not dry_run:
-        check_writable(args.output_dir or "")
-    hub: dict[str, Any] = {
-        "revision": settings.model.model_revision,
-        "trust_remote_code": settings.model.trust_remote_code,
-    }
-    name = str(settings.model.model_name_or_path)
+    checkpoint, notes = choose_checkpoint(args, resume_from_checkpoint, overwrite, dry_run=False)
+    config, tokenizer = _load_tokenizer(settings)
+    with args.main_process_first(desc="reading data"):
+        train, evaluation, _ = load_dialogues(settings.data, args.seed, args.dataset_num_proc)
+        rows, reports = _tokenized(train, evaluation, tokenizer, args)
+    model = _load_model(settings)
+    _stop_after_answers(model, tokenizer)
+    trainer = _build_trainer(settings, model, tokenizer, rows)
+    counts = len(trainer.train_dataset), len(trainer.eval_dataset) if evaluation is not None else 0
+    _print_plan(settings, config, *counts, reports, notes=notes, exact=True)
+    PartialState().wait_for_everyone()  # every process has looked at the folder before one writes into it
+    owner.take()
+    if overwrite and checkpoint is None and PartialState().is_main_process:
+        remove_earlier_run(args.output_dir or "")
+    if pulse is not None:
+        pulse.follow(trainer)
+    _train(trainer, settings, reports, checkpoint, interruption)
+
+
+def _hub_options(settings: SFTRunSettings) -> dict[str, Any]:
+    return {"revision": settings.model.model_revision, "trust_remote_code": settings.model.trust_remote_code}
+
+
+def _load_tokenizer(settings: SFTRunSettings) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
+    name, hub = str(settings.model.model_name_or_path), _hub_options(settings)
     config, tokenizer = load_model_config(name, **hub), load_tokenizer(name, **hub)
     template = resolve_chat_template(settings.data.chat_template, tokenizer)
     if template is not None:  # saved with the model, so that it is used at inference and in the preference run
         tokenizer.chat_template = template
-    with args.main_process_first(desc="reading data"):
-        train, evaluation, _ = load_dialogues(settings.data, args.seed, args.dataset_num_proc)
-        if dry_run:
-            _print_plan(settings, config, *_sampled(train, evaluation, tokenizer, args), notes=notes)
-            return
-        rows, reports = _tokenized(train, evaluation, tokenizer, args)
-    model = _load_model(settings, hub)
-    _stop_after_answers(model, tokenizer)
-    trainer = _build_trainer(settings, model, tokenizer, rows)
-    counts = len(trainer.train_dataset), len(trainer.eval_dataset) if evaluation is not None else 0
-    _print_plan(settings, config, *counts, reports, exact=True)
-    PartialState().wait_for_everyone()  # every process has looked at the folder before one writes into it
-    if overwrite and checkpoint is None and PartialState().is_main_process:
-        remove_earlier_run(args.output_dir or "")
-    _train(trainer, settings, reports, checkpoint, interruption)
+    return config, tokenizer
 
 
 def _options(args: SFTSettings) -> DialogueOptions:
@@ -184,7 +203,7 @@ def _weights(settings: SFTRunSettings) -> tuple[torch.dtype | str, str]:
     )
 
 
-def _load_model(settings: SFTRunSettings, hub: dict[str, Any]) -> PreTrainedModel:
+def _load_model(settings: SFTRunSettings) -> PreTrainedModel:
     args = settings.training
     given = args.model_init_kwargs or {}
     if not isinstance(given, dict):
@@ -193,7 +212,7 @@ def _load_model(settings: SFTRunSettings, hub: dict[str, Any]) -> PreTrainedMode
         "dtype": _weights(settings)[0],
         "attn_implementation": choose_attention(settings.model.attn_implementation, args),
         "quantization_config": settings.model.quantization_config(),
-        **hub,
+        **_hub_options(settings),
     }
     return load_causal_lm(str(settings.model.model_name_or_path), **(options | given))
 

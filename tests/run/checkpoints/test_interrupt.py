@@ -49,6 +49,8 @@ def test_a_signal_saves_and_stops(make_config, tmp_path, monkeypatch, capsys, nu
     assert "Going on from" in capsys.readouterr().out and same_weights(out, tmp_path / "whole")
     steps = [json.loads(line)["step"] for line in (out / "log.jsonl").read_text().splitlines() if '"grad_norm"' in line]
     assert steps == sorted(set(steps))
+    losses = [json.loads((run / "all_results.json").read_text())["train_loss"] for run in (out, tmp_path / "whole")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)  # of all steps, not of those since the last start
 
 
 def test_before_the_first_step_there_is_nothing_to_wait_for() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
+from simpo import cli
 from simpo.errors import ModelError
 from simpo.run.checkpoints import callback
 from simpo.run.checkpoints.callback import CheckpointCallback, remove_checkpoint
@@ -119,3 +120,20 @@ def test_a_checkpoint_that_is_written_again_is_not_whole_meanwhile(tmp_path: Pat
     assert checkpoints(tmp_path) == []
     keeper.on_save(args, state, TrainerControl())
     assert checkpoints(tmp_path) == [path] and damages(path) == []
+
+
+def test_a_run_passes_over_a_damaged_checkpoint_and_says_so(make_config, tmp_path: Path, capsys) -> None:
+    config = str(make_config(save_strategy="steps", save_steps=1))
+    assert cli.main(["train", config]) == 0
+    out = tmp_path / "out"
+    whole = (out / "model.safetensors").read_bytes()
+    manifest = json.loads((out / MANIFEST).read_text())
+    (out / MANIFEST).write_text(json.dumps(manifest | {"status": "running"}))  # as a kill in the evaluation leaves it
+    flip(out / "checkpoint-3" / "model.safetensors")
+    capsys.readouterr()
+    assert cli.main(["train", config]) == 0
+    printed = capsys.readouterr().out
+    assert "checkpoint-3 is damaged (model.safetensors holds other bytes" in printed
+    assert "Going on from" in printed and "checkpoint-2" in printed
+    assert (out / "model.safetensors").read_bytes() == whole and (out / "checkpoint-3.damaged").is_dir()
+    assert damages(out / "checkpoint-3") == []
