@@ -23,6 +23,10 @@ class ModelError(SimPOError, ValueError):
     """A model, tokenizer or adapter cannot be loaded or cannot be served by the packed forward."""
 
 
+class Lost(ModelError):
+    """A run cannot go on as it is: its loss, its gradients or its language are gone."""
+
+
 class StoreError(SimPOError):
     """Finished records cannot be written or read, or are not those of this run."""
 

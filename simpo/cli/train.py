@@ -6,6 +6,7 @@ import sys
 from simpo.cli.launch import launch_run, launches
 from simpo.cli.run_options import RUN_FLAGS, add_run_options, resume_from, run_words
 from simpo.cli.words import Flag, Verbs, add_verb
+from simpo.errors import Lost
 
 HELP = """\
 Train a model from one flat YAML file of settings, or several of which a later one wins.
@@ -58,16 +59,23 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
 
     from simpo.run import run_training
 
-    run_training(
-        settings,
-        dry_run=args.dry_run,
-        overwrite=args.overwrite,
-        resume_from_checkpoint=resume,
-        audit=not args.no_audit,
-        strict=args.strict,
-    )
-    if not (args.dry_run or args.no_report) and settings.training.process_index == 0:
-        _report(str(settings.training.output_dir))
+    folder = str(settings.training.output_dir)
+    wanted = not (args.dry_run or args.no_report) and settings.training.process_index == 0
+    try:
+        run_training(
+            settings,
+            dry_run=args.dry_run,
+            overwrite=args.overwrite,
+            resume_from_checkpoint=resume,
+            audit=not args.no_audit,
+            strict=args.strict,
+        )
+    except Lost:  # the page shows how it came to it
+        if wanted:
+            _report(folder)
+        raise
+    if wanted:
+        _report(folder)
 
 
 def _report(folder: str) -> None:

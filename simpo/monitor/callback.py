@@ -14,7 +14,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from simpo.errors import ModelError
+from simpo.errors import Lost
 from simpo.monitor.answers import (
     Answer,
     answer_numbers,
@@ -181,7 +181,7 @@ class Monitors(TrainerCallback):
             seen = findings(self._history(), PROBE_RULES)
             self._say(seen)
             grave = [finding for finding in seen if finding.level == "stop"]
-        if trainer.args.monitor == "stop":
+        if trainer.args.monitor == "stop" and state.global_step < state.max_steps:  # a finished run is exported
             self._stop_at(grave)
 
     def _answers(self) -> list[Answer]:
@@ -235,7 +235,7 @@ class Monitors(TrainerCallback):
         if not reasons:
             return
         path = keep_checkpoint(self._trainer, keep_others=True)
-        raise ModelError(
+        raise Lost(
             f"the run is lost, and monitor: stop ends it at step {self._trainer.state.global_step}:\n"
             + "\n".join(reasons)
             + f"\nThe weights of this step are in {path}, to be looked at; what was seen is in {self._files.folder}. "

@@ -13,7 +13,7 @@ from accelerate.utils import DistributedType, gather_object
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from simpo.errors import ModelError
+from simpo.errors import Lost
 from simpo.losses import PairLogps
 from simpo.monitor.checkpoint import keep_checkpoint
 from simpo.packing import PackedBatch
@@ -52,7 +52,7 @@ class FiniteCheck:
         processes learn whether any loss was bad.
 
         Raises:
-            ModelError: with the pairs, on all processes, after a checkpoint was written.
+            Lost: with the pairs, on all processes, after a checkpoint was written.
         """
         bad = ~(losses.isfinite() & logps.chosen.isfinite()) & (pack["pair_weights"] > 0)
         numbers = (pack["pair_index"], losses.detach(), logps.chosen.detach(), logps.rejected.detach())
@@ -69,7 +69,7 @@ class FiniteCheck:
         DeepSpeed has updated by then, and a gradient scaler (fp16) leaves such an update out by itself.
 
         Raises:
-            ModelError: it is not finite; after a checkpoint was written.
+            Lost: it is not finite; after a checkpoint was written.
         """
         accelerator = self._trainer.accelerator
         if norm is None or accelerator.distributed_type == DistributedType.DEEPSPEED or accelerator.scaler is not None:
@@ -77,7 +77,7 @@ class FiniteCheck:
         if not math.isfinite(float(norm)):
             step = self._trainer.state.global_step
             path = keep_checkpoint(self._trainer, keep_others=False)
-            raise ModelError(
+            raise Lost(
                 f"the gradients of step {step + 1} are not finite (norm {float(norm)}), though its losses are; "
                 f"nothing was updated. The weights before this step are in {path}.\n"
                 "Usually a number overflows on the way back: write bf16: true in place of fp16, or a lower "
@@ -88,10 +88,10 @@ class FiniteCheck:
         """The last net: the mean loss of a log line.
 
         Raises:
-            ModelError: it is not finite.
+            Lost: it is not finite.
         """
         if not math.isfinite(loss):
-            raise ModelError(
+            raise Lost(
                 f"the loss is {loss} at step {self._trainer.state.global_step}, so these weights are lost; go on "
                 "from an earlier checkpoint with a lower learning_rate, or look at the pairs of this step"
             )
@@ -106,7 +106,7 @@ class FiniteCheck:
         ]
         pairs = sorted({pair.place: pair for pair in gather_object(own)}.values())
         if not self._weights_are_finite():
-            raise ModelError(
+            raise Lost(
                 f"the weights hold numbers that are not finite at step {step}: an earlier update has broken them, "
                 f"and so the losses of {len(pairs)} pairs of the next step. Go on from an earlier checkpoint with a "
                 "lower learning_rate, or in bf16 in place of fp16"
@@ -114,7 +114,7 @@ class FiniteCheck:
         path = keep_checkpoint(trainer, keep_others=False)
         shown = "\n".join(f"  {self._name(pair)}" for pair in pairs[:_NAMED])
         more = f"\n  and {len(pairs) - _NAMED} more" if len(pairs) > _NAMED else ""
-        raise ModelError(
+        raise Lost(
             f"the loss of {len(pairs)} of the {trainer.args.total_train_batch_size} pairs of step {step + 1} is not "
             f"finite:\n{shown}{more}\nIt was found before the update, so the weights are good; they are in {path}.\n"
             "Look at these pairs (simpo inspect), and at ref_chosen and ref_rejected where the data bring them; take "

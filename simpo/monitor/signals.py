@@ -130,8 +130,9 @@ def _number(entry: Mapping[str, Any], name: str) -> float:
 
 # Rules of the probe: the last one against the first
 
-_SMALL_DROP = 0.3  # nats per token: what the published recipes lose while they work
+_SMALL_DROP = 0.3  # nats per token: SimPO lowers chosen responses too, the more the larger gamma (paper, figure 3c)
 _ENOUGH_PAIRS = 32  # below, an accuracy of 100% is chance
+_LOST = 3.0  # nats per generated token: 20 equally likely ones
 _RISE = 0.3  # of the repeated share: greedy answers repeat themselves a little from the start
 
 
@@ -178,7 +179,7 @@ def _repeats(history: History) -> Seen | None:
 
 def _entropy_high(history: History) -> Seen | None:
     start, now = history.at_start(ENTROPY), history.now(ENTROPY)
-    if not now >= 2 * start:
+    if not (now >= 3 * start or now >= max(2 * start, _LOST)):
         return None
     return Seen(now, f"the entropy of a generated token is {now:.2f} nats, {start:.2f} at the start")
 
@@ -205,6 +206,7 @@ _LATE = 0.3  # of all steps: by then the warm-up is over and three of ten probes
 _LATE_PAIRS = 800  # the accuracy of as many is known to 1.8 points
 _BEFORE = 10  # log lines that make a median
 _WINDOW = 50
+_VANISHED = 1e-6  # a norm below is rounding, and so is any ratio of two of them
 _ABOVE_START = 1.5  # a loss is a spike only where it is above that of the untrained model
 
 
@@ -247,6 +249,8 @@ def _gradient_spike(history: History) -> Seen | None:
     norm = _number(history.steps[-1], "grad_norm") if earlier else math.nan
     if not math.isfinite(norm):
         return None  # fp16's loss scaling makes such a norm now and then, and leaves the update out
+    if norm < _VANISHED:
+        return None
     usual = median(earlier)
     return Seen(norm / max(usual, 1e-12), f"the gradients' norm is {norm:.3g}; {usual:.3g} is usual in this run")
 
@@ -268,8 +272,8 @@ _LOOPS, _ENDLESS = '"it repeats"', '"it never stops"'
 PROBE_RULES: tuple[Rule, ...] = (
     Rule(
         "chosen_falls", _chosen_falls, {"warn": 1.0, "stop": 2.5},
-        "runs of the published recipes lose some tenths of a nat; with 1 a token of a good answer is 2.7 times less "
-        "likely than before, with 2.5 it is 12 times, and the model no longer writes such answers",
+        "SimPO lowers chosen responses too, the more the larger gamma (arXiv 2405.14734, figure 3c); with 1 a token of "
+        "a good answer is 2.7 times less likely than before, with 2.5 it is 12 times: it no longer writes such answers",
         "Some fall is normal; this much means that the margin is made by making all text unlikely",
         "lower learning_rate (3e-7 to 1e-6 for full fine-tuning), raise beta, or write sft_weight: 0.1", _BOTH,
     ),
@@ -302,9 +306,9 @@ PROBE_RULES: tuple[Rule, ...] = (
         "lower learning_rate, raise beta or lower gamma_beta_ratio; see monitor/generations.jsonl", _LOOPS,
     ),
     Rule(
-        "entropy_high", _entropy_high, {"warn": 3.0, "stop": 6.0},
-        "a language model hesitates between a few tokens (below 1 nat on average in greedy text); 3 nats are 20 "
-        "equally likely ones, 6 are 400. Asked where it doubled",
+        "entropy_high", _entropy_high, {"warn": 1.5, "stop": 6.0},
+        "a language model hesitates between a few tokens (below 1 nat on average in greedy text); 1.5 nats are 4.5 "
+        "equally likely ones, 6 are 400. Asked where it tripled, or doubled to 3 or more",
         "The model no longer knows what to say: it has unlearned its language",
         "lower learning_rate, and start afresh", _BOTH,
     ),
@@ -343,7 +347,7 @@ TRAINING_RULES: tuple[Rule, ...] = (
     Rule(
         "gradient_spike", _gradient_spike, {"note": 10.0, "warn": 50.0},
         "times the median of the last 50 log lines (10 at least): clipping bounds one such step, so 10 times is only "
-        "to be known; 50 times is no ordinary pair any more",
+        "to be known; 50 times is no ordinary pair any more. Asked where the norm is 1e-6 or more",
         "A pair unlike all others, or the beginning of a divergence",
         "if it comes back: lower learning_rate, keep max_grad_norm: 1.0, look at the longest pairs", _BOTH,
     ),

@@ -57,7 +57,8 @@ def test_a_healthy_run_raises_nothing() -> None:
         ({signals.STOPPED: 0.5}, {}),
         ({signals.REPEATED: 0.5}, {"repeats": "warn"}),
         ({signals.REPEATED: 0.39}, {}),
-        ({signals.ENTROPY: 3.0}, {"entropy_high": "warn"}),
+        ({signals.ENTROPY: 1.4}, {}),
+        ({signals.ENTROPY: 1.5}, {"entropy_high": "warn"}),
         ({signals.ENTROPY: 6.1}, {"entropy_high": "stop"}),
         ({signals.ENTROPY: 0.01}, {"entropy_low": "note"}),
         ({signals.ACCURACY: 0.99}, {"saturated": "warn"}),
@@ -73,6 +74,11 @@ def test_what_was_so_at_the_start_is_no_finding() -> None:
     base = START | {signals.END: 0.01, signals.STOPPED: 0.0, signals.REPEATED: 0.8, signals.ENTROPY: 4.0}
     later = HEALTHY | {signals.END: 0.0001, signals.STOPPED: 0.0, signals.REPEATED: 0.9, signals.ENTROPY: 4.5}
     assert findings(history(base, later), PROBE_RULES) == []
+    doubled = {signals.ENTROPY: 1.4}, {signals.ENTROPY: 2.9}
+    assert findings(history(START | doubled[0], HEALTHY | doubled[1]), PROBE_RULES) == []
+    assert named(findings(history(START | doubled[0], HEALTHY | {signals.ENTROPY: 3.1}), PROBE_RULES)) == {
+        "entropy_high": "warn"
+    }
 
 
 def test_few_pairs_are_told_apart_by_chance() -> None:
@@ -116,6 +122,8 @@ def test_gradient_spikes() -> None:
         "gradient_spike": "warn"
     }
     assert findings(history(*steps({"grad_norm": [2.0, 200.0]})), TRAINING_RULES) == []  # nothing is usual yet
+    vanished = [2.0, *[1e-12] * 12, 1e-10]
+    assert findings(history(*steps({"grad_norm": vanished})), TRAINING_RULES) == []
 
 
 def test_an_overflow_that_loss_scaling_leaves_out_is_no_spike() -> None:

@@ -93,7 +93,8 @@ def figures(runs: Mapping[str, RunFiles]) -> list[Block]:
         return [NO_PICTURES, *notes]
     count = {len(pairs) for pairs in models.values()}
     at = f" after step {steps.pop()}" if len(steps) == 1 else ", each after its last probe"
-    about = Text(f"On {_span(count)} held-out pairs{at}; before: the initial policy.")
+    pairs = "pair" if count == {1} else "pairs"
+    about = Text(f"On {_span(count)} held-out {pairs}{at}; before: the initial policy.")
     return [about, *notes, *_drawn(_with_initial(models))]
 
 
