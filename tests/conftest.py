@@ -3,6 +3,8 @@
 import json
 import os
 import random
+import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,28 @@ os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("SIMPO_TEST_GPUS", "")  # te
 import pytest
 import torch
 
+from tests.launching import Calls
+
 GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> str:
+    path = tmp_path / "run.yaml"
+    path.write_text("model_name_or_path: some/model\ndataset_mixer: {pairs.jsonl: 1.0}\nuse_cpu: true\n")
+    return str(path)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
+    """What `run_training` was called with, in place of training."""
+    seen: Calls = []
+    module = types.ModuleType("simpo.run")
+    module.run_training = lambda settings, **given: seen.append({"settings": settings, **given})  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "simpo.run", module)
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    return seen
 
 
 @pytest.fixture(scope="session")

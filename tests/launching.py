@@ -5,11 +5,14 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import yaml
 from tqdm import tqdm
 
 WORKERS = Path(__file__).parent / "workers"
+Calls = list[dict[str, Any]]
+"""What `run_training` was called with, in place of training."""
 
 
 def environment() -> dict[str, str]:
