@@ -25,6 +25,11 @@ _NAMED = 5  # pairs in a message
 _WORDS = 12  # of a prompt in a message
 
 
+def read(number: Any) -> float:
+    """A number from the device: the one wait for it in a step."""
+    return float(number.item() if isinstance(number, Tensor) else number)
+
+
 class _Bad(NamedTuple):
     """A pair whose loss is not finite: its place in the training set, and the numbers that go into the loss."""
 
@@ -35,7 +40,10 @@ class _Bad(NamedTuple):
 
 
 class FiniteCheck:
-    """Looks at every loss of an optimizer step; costs one reduction of one number a step.
+    """Looks at every loss of an optimizer step; one number a step is read from the device.
+
+    It is the gradients' norm before the update, or NaN where a process has seen a bad loss. Where there is no such norm
+    (DeepSpeed, fp16, no clipping), it is the number of processes that have seen one.
 
     Args:
         trainer: whose steps they are.
@@ -48,8 +56,8 @@ class FiniteCheck:
     def add(self, pack: PackedBatch, logps: PairLogps, losses: Tensor) -> None:
         """Look at the [B] losses of a micro-batch, without waiting for the device.
 
-        Once the last micro-batch of the step was added, and before its backward pass (in which DeepSpeed updates), all
-        processes learn whether any loss was bad.
+        Where no norm is checked, all processes learn whether any loss was bad once the last micro-batch of the step was
+        added, before its backward pass (in which DeepSpeed updates).
 
         Raises:
             Lost: with the pairs, on all processes, after a checkpoint was written.
@@ -57,11 +65,22 @@ class FiniteCheck:
         bad = ~(losses.isfinite() & logps.chosen.isfinite()) & (pack["pair_weights"] > 0)
         numbers = (pack["pair_index"], losses.detach(), logps.chosen.detach(), logps.rejected.detach())
         self._seen.append((bad, numbers))
-        if self._trainer.accelerator.sync_gradients:
-            seen, self._seen = self._seen, []
-            flag = torch.stack([bad.any() for bad, _ in seen]).any().float()
-            if cast(Tensor, self._trainer.accelerator.reduce(flag, reduction="sum")).item():
-                self._stop(seen)
+        if self._trainer.accelerator.sync_gradients and not self._norm_tells():
+            self._check_losses()
+
+    def _norm_tells(self) -> bool:
+        accelerator = self._trainer.accelerator
+        of_the_engine = accelerator.distributed_type == DistributedType.DEEPSPEED or accelerator.scaler is not None
+        return not of_the_engine and self._trainer.args.max_grad_norm > 0
+
+    def _check_losses(self) -> None:
+        if read(self._bad_processes()):
+            self._stop()
+        self._seen = []
+
+    def _bad_processes(self) -> Tensor:
+        flag = torch.stack([bad.any() for bad, _ in self._seen]).any().float()
+        return cast(Tensor, self._trainer.accelerator.reduce(flag, reduction="sum"))
 
     def check_gradients(self, norm: Any) -> None:
         """The gradients' norm before the update; every process sees the same.
@@ -71,18 +90,22 @@ class FiniteCheck:
         Raises:
             Lost: it is not finite; after a checkpoint was written.
         """
-        accelerator = self._trainer.accelerator
-        if norm is None or accelerator.distributed_type == DistributedType.DEEPSPEED or accelerator.scaler is not None:
+        if norm is None or not self._norm_tells():
             return
-        if not math.isfinite(float(norm)):
-            step = self._trainer.state.global_step
-            path = keep_checkpoint(self._trainer, keep_others=False)
-            raise Lost(
-                f"the gradients of step {step + 1} are not finite (norm {float(norm)}), though its losses are; "
-                f"nothing was updated. The weights before this step are in {path}.\n"
-                "Usually a number overflows on the way back: write bf16: true in place of fp16, or a lower "
-                f"learning_rate or max_length. {_go_on(path)}"
-            )
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        bad = self._bad_processes()
+        if math.isfinite(read(torch.where(bad > 0, torch.nan, norm))):
+            self._seen = []
+            return
+        self._check_losses()
+        step = self._trainer.state.global_step
+        path = keep_checkpoint(self._trainer, keep_others=False)
+        raise Lost(
+            f"the gradients of step {step + 1} are not finite (norm {float(norm)}), though its losses are; "
+            f"nothing was updated. The weights before this step are in {path}.\n"
+            "Usually a number overflows on the way back: write bf16: true in place of fp16, or a lower "
+            f"learning_rate or max_length. {_go_on(path)}"
+        )
 
     def check_logged(self, loss: float) -> None:
         """The last net: the mean loss of a log line.
@@ -96,8 +119,8 @@ class FiniteCheck:
                 "from an earlier checkpoint with a lower learning_rate, or look at the pairs of this step"
             )
 
-    def _stop(self, seen: list[tuple[Tensor, tuple[Tensor, ...]]]) -> None:
-        trainer = self._trainer
+    def _stop(self) -> None:
+        trainer, seen = self._trainer, self._seen
         step = trainer.state.global_step
         own = [
             _Bad(*values)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from accelerate.utils import reduce
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -19,9 +20,9 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class Interruption(TrainerCallback):
-    """Ends the training after the step in which any process got a signal, with a checkpoint.
+    """Ends the training after the step in which the process got a signal, or the one after it, with a checkpoint.
 
-    All processes agree after every step, which costs one reduction of one number.
+    Several processes agree by one number, reduced after every step and read after the next: nobody waits for it.
 
     Attributes:
         stopped: the training was ended so, and its checkpoint is written.
@@ -31,6 +32,7 @@ class Interruption(TrainerCallback):
         self.stopped = False
         self._received: str | None = None
         self._training = False
+        self._agreed: Any = None  # of the step before: how many processes have got a signal
         self._process = os.getpid()
 
     def receive(self, number: int, frame: Any = None) -> None:
@@ -49,10 +51,16 @@ class Interruption(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Save and stop where a process got a signal; an evaluation that is due comes after the next start."""
-        flag = torch.tensor(float(self._received is not None), device=args.device)
-        if float(reduce(flag, "sum")):
+        if self._all_stop(args.device):
             control.should_save = control.should_training_stop = self.stopped = True
             control.should_evaluate = False
+
+    def _all_stop(self, device: torch.device) -> bool:
+        if PartialState().num_processes == 1:
+            return self._received is not None
+        before, flag = self._agreed, torch.tensor(float(self._received is not None), device=device)
+        self._agreed = reduce(flag, "sum")
+        return before is not None and bool(before.item())
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

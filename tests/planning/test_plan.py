@@ -123,7 +123,7 @@ def test_the_table_of_gpus() -> None:
 @pytest.mark.parametrize(
     ("name", "engine"),
     [
-        ("zero2", Engine("zero2", 8)), ("zero3", Engine("zero3", 8)), ("zero3_two_nodes", Engine("zero3", 16)),
+        ("zero2", Engine("zero2", 8)), ("zero3", Engine("zero3", 8)), ("zero3_nodes", Engine("zero3", 16)),
         ("fsdp2", Engine("fsdp2", 8)), ("multi_gpu", Engine("ddp", 8)), ("single_gpu", Engine("single", 1)),
     ],
 )  # fmt: skip

@@ -69,7 +69,7 @@ def test_lines_say_how_long_training_took_and_how_much_memory(args: TrainingArgu
     """The time goes on where the checkpoint of an earlier attempt was: what came after it does not count."""
     earlier = [{"step": 2, "loss": 0.5, "elapsed": 100.0}, {"step": 3, "loss": 0.5, "elapsed": 170.0}]
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in earlier))
-    state = TrainerState(global_step=2, is_world_process_zero=True)
+    state = TrainerState(global_step=2, is_world_process_zero=True, log_history=earlier[:1])
     log_file = LogFile()
     log_file.on_train_begin(args, state, TrainerControl())
     log_file.on_log(args, state, TrainerControl(), logs={"loss": 0.4})
