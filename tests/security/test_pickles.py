@@ -181,6 +181,28 @@ def test_what_deepspeed_writes_is_known(marker, tmp_path: Path) -> None:
     assert not marker.touched
 
 
+class ByName:
+    """Pickled as `getattr` of something, which is how some versions of Python pickle members of enumerations."""
+
+    def __init__(self, owner: Any, name: str) -> None:
+        self.given = owner, name
+
+    def __reduce__(self) -> Any:
+        return getattr, self.given
+
+
+def test_members_of_enumerations_by_name(tmp_path: Path) -> None:
+    zero = pytest.importorskip("deepspeed.runtime.zero.config")
+    file = tmp_path / "global_step1" / "zero_pp_rank_0_mp_rank_00_optim_states.pt"
+    file.parent.mkdir()
+    torch.save({"zero_stage": ByName(zero.ZeroStageEnum, "weights")}, file)
+    check_pickles(tmp_path)
+    for owner, name in ((zero.ZeroStageEnum, "__subclasses__"), (torch.Tensor, "numpy"), ("", "__class__")):
+        torch.save({"zero_stage": ByName(owner, name)}, file)
+        with pytest.raises(ModelError, match=r"holds builtins\.getattr"):
+            check_pickles(tmp_path)
+
+
 def test_what_a_distributed_checkpoint_holds_is_known(marker, tmp_path: Path) -> None:
     model = torch.nn.Linear(4, 4)
     optimizer = torch.optim.AdamW(model.parameters())

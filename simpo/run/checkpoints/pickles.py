@@ -10,6 +10,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Callable
+from enum import Enum
 from importlib import import_module
 from pathlib import Path
 from typing import IO, Any
@@ -85,7 +86,14 @@ def _known(engine: bool) -> list[Any]:
         except ImportError:
             continue
         found += [getattr(home, name) for name in names if hasattr(home, name)]
-    return found
+    return [*found, (_member, "builtins.getattr")]
+
+
+def _member(kind: Any, name: str) -> Any:
+    """In the place of `getattr`, by which some versions of Python pickle the members of an enumeration."""
+    if not (isinstance(kind, type) and issubclass(kind, Enum) and name in kind.__members__):
+        raise pickle.UnpicklingError("GLOBAL builtins.getattr")
+    return kind[name]
 
 
 class _IndexReader(pickle.Unpickler):
