@@ -70,8 +70,8 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
             audit=not args.no_audit,
             strict=args.strict,
         )
-    except Lost:  # the page shows how it came to it
-        if wanted:
+    except Lost:  # the page shows how it came to it; a launcher of several would stop this process in the middle of it
+        if wanted and settings.training.world_size == 1:
             _report(folder)
         raise
     if wanted:
