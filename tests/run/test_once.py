@@ -42,7 +42,7 @@ def test_tokenised_once_by_a_machine(make_config, tmp_path: Path, verb: str) -> 
         talks = tmp_path / "talks.jsonl"
         talk = [{"role": "user", "content": "What comes after 3?"}, {"role": "assistant", "content": "4."}]
         talks.write_text((json.dumps({"messages": talk}) + "\n") * 24)
-        pairs_only = dict.fromkeys(("max_prompt_length", "eval_dataset_mixer", "max_length"))
+        pairs_only = dict.fromkeys(("max_prompt_length", "eval_dataset_mixer", "max_length", "monitor"))
         config = make_config(max_steps=1, dataset_mixer={str(talks): 1.0}, per_device_train_batch_size=2, **pairs_only)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command = [*launcher, str(script), str(tmp_path), verb, str(config)]
