@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import os
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal
 
 import torch
 from accelerate.utils import DynamoBackend
@@ -27,7 +27,7 @@ from simpo.checks import find_problems
 from simpo.data.config import DataConfig
 from simpo.errors import ConfigError
 from simpo.objectives import OBJECTIVES
-from simpo.redact import redact, without_secrets
+from simpo.redact import TellsNoSecrets
 
 __all__ = ["DataConfig", "ModelSettings", "PreferenceConfig", "SimPOConfig", "defaults_of"]
 
@@ -62,7 +62,7 @@ def settle_precision(args: Any) -> None:
 
 
 @dataclass(repr=False)  # the inherited __repr__ hides hub tokens
-class PreferenceConfig(TrainingArguments):
+class PreferenceConfig(TellsNoSecrets, TrainingArguments):
     """Training settings: `transformers.TrainingArguments` plus objective, lengths and batch.
 
     Each objective uses some of the settings from `beta` to `alpha`; those that it does not use stay None, and giving
@@ -246,20 +246,6 @@ class PreferenceConfig(TrainingArguments):
                 f"model_init_kwargs: {self.model_init_kwargs!r} is not a mapping; write {{name: value}} or JSON"
             )
         self._settle_batch(accumulation)
-
-    def to_dict(self) -> dict[str, Any]:
-        """As transformers', which trackers write down, without secrets in nested settings either."""
-        return cast(dict[str, Any], redact(super().to_dict()))
-
-    def __getstate__(self) -> dict[str, Any]:
-        # transformers pickles its arguments beside every saved model
-        return cast(dict[str, Any], without_secrets(vars(self)))
-
-    def __copy__(self) -> Self:
-        # nothing is written then: copies keep all
-        other = object.__new__(type(self))
-        vars(other).update(vars(self))
-        return other
 
     def _settle_names(self) -> None:
         for old, new in (

@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Self, cast
 
 HIDDEN = "***"
 _NAMES = re.compile(
@@ -117,3 +117,21 @@ def _hides(key: Any, value: Any) -> bool:
 
 def _mask(key: str) -> str:
     return f"<{key.upper()}>"
+
+
+class TellsNoSecrets:
+    """For arguments of transformers, before which it stands among the parents: no secret where they are written."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As transformers', which trackers write down, without secrets in nested settings either."""
+        return cast(dict[str, Any], redact(super().to_dict()))  # type: ignore[misc]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # whoever pickles arguments writes them into a file
+        return cast(dict[str, Any], without_secrets(vars(self)))
+
+    def __copy__(self) -> Self:
+        # nothing is written then: copies keep all
+        other = object.__new__(type(self))
+        vars(other).update(vars(self))
+        return other

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Self, cast
+from typing import Any, ClassVar, Literal
 
 from transformers import SchedulerType
 from trl import SFTConfig
@@ -14,7 +14,7 @@ from simpo.data.config import DataConfig
 from simpo.data.dialogues import DIALOGUE_COLUMNS
 from simpo.data.schema import TEMPLATE_COLUMNS
 from simpo.errors import ConfigError
-from simpo.redact import redact, without_secrets
+from simpo.redact import TellsNoSecrets
 
 _COUNT = (lambda v: is_number(v) and v >= 1, "must be at least 1")
 _COUNT_OR_NONE = (lambda v: v is None or (is_number(v) and v >= 1), "must be at least 1, or left out")
@@ -78,7 +78,7 @@ class SFTDataConfig(DataConfig):
 
 
 @dataclass(repr=False)  # the inherited __repr__ hides hub tokens
-class SFTSettings(SFTConfig):
+class SFTSettings(TellsNoSecrets, SFTConfig):
     """Training settings of the SFT stage: `trl.SFTConfig` with the published values as defaults.
 
     Loss: mean over the learnt tokens of an optimizer step of -log pi(token | what stands before it), in nats.
@@ -138,20 +138,6 @@ class SFTSettings(SFTConfig):
     pad_token: str | None = field(init=False, default=None)
     padding_free: bool = field(init=False, default=False)
     truncation_mode: str = field(init=False, default="keep_start")
-
-    def to_dict(self) -> dict[str, Any]:
-        """As transformers', which trackers write down, without secrets in nested settings either."""
-        return cast(dict[str, Any], redact(super().to_dict()))
-
-    def __getstate__(self) -> dict[str, Any]:
-        # transformers pickles its arguments beside every saved model
-        return cast(dict[str, Any], without_secrets(vars(self)))
-
-    def __copy__(self) -> Self:
-        # nothing is written then: copies keep all
-        other = object.__new__(type(self))
-        vars(other).update(vars(self))
-        return other
 
     def __post_init__(self) -> None:
         problems = find_sft_problems(vars(self))
