@@ -8,10 +8,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
-
 from simpo.errors import ConfigError
+from simpo.run.checkpoints.seal import on_main
 from simpo.run.folder import MANIFEST
 
 WAIT = 60.0
@@ -107,9 +105,8 @@ def _holder(handle: int) -> str:
 
 def _for_all(take: Callable[[], str]) -> None:
     """Do something on the main process; what is wrong there is an error everywhere."""
-    wrong = [take() if PartialState().is_main_process else ""]
-    if broadcast_object_list(wrong)[0]:
-        raise ConfigError(wrong[0])
+    if wrong := on_main(take):
+        raise ConfigError(wrong)
 
 
 @contextlib.contextmanager
