@@ -96,7 +96,7 @@ def test_a_signal_outside_of_the_steps_ends_the_run_at_once(make_config, tmp_pat
     assert json.loads((tmp_path / "out" / "run_manifest.json").read_text())["status"] == "finished"
 
 
-def test_more_signals_do_not_disturb_the_leaving(tmp_path) -> None:
+def test_more_signals_do_not_disturb_the_leaving(tmp_path, monkeypatch) -> None:
     (tmp_path / "run_manifest.json").write_text(json.dumps({"status": "running"}))
     write = interrupt.note_interruption
 
@@ -104,13 +104,12 @@ def test_more_signals_do_not_disturb_the_leaving(tmp_path) -> None:
         os.kill(os.getpid(), signal.SIGUSR1)
         write(folder)
 
+    monkeypatch.setattr(interrupt, "note_interruption", disturbed)
     with (
-        pytest.MonkeyPatch.context() as patch,
         pytest.raises(Interrupted, match="stopped by SIGTERM"),
         interruptible() as interruption,
         interruption.noted_in(str(tmp_path)),
     ):
-        patch.setattr(interrupt, "note_interruption", disturbed)
         os.kill(os.getpid(), signal.SIGTERM)
     assert json.loads((tmp_path / "run_manifest.json").read_text())["status"] == "interrupted"
 
