@@ -109,12 +109,9 @@ class Monitors(TrainerCallback):
         ):
             self._look()
 
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
-        """Look for the last time, where no evaluation did; the best model, loaded by now, is that of another step.
-
-        A run that a signal stopped has no time for it, and is looked at when it goes on.
-        """
-        if not args.load_best_model_at_end and state.global_step >= state.max_steps:
+    def on_train_end(self, args: TrainingArguments, *_: Any, **__: Any) -> None:
+        """Look for the last time, where no evaluation did; the best model, loaded by now, is that of another step."""
+        if not args.load_best_model_at_end:
             self._look()
 
     def on_log(
