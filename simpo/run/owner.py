@@ -83,6 +83,7 @@ class Owner:
             except OSError:  # a file system without locks of folders
                 break
         self._held = handle
+        os.register_at_fork(after_in_child=self.release)  # a worker that outlives a killed run must not hold it
         return ""
 
     def release(self) -> None:

@@ -354,7 +354,7 @@ def _train(
     trainer.log_metrics("train", metrics)
     trainer.save_metrics("train", metrics)
     trainer.save_state()
-    with saving_into(str(args.output_dir)):
+    with saving_into(str(args.output_dir), keep=checkpoint):
         export_model(trainer, str(args.output_dir))  # before the evaluation: whatever happens there, the model is safe
     if trainer.eval_dataset is not None:
         evaluated = trainer.evaluate() | {"eval_pairs": _pairs(trainer.eval_dataset)}

@@ -311,7 +311,7 @@ def _train(
     trainer.log_metrics("train", metrics)
     trainer.save_metrics("train", metrics)
     trainer.save_state()
-    with saving_into(folder):
+    with saving_into(folder, keep=checkpoint):
         export_model(trainer, folder)  # before the evaluation: whatever happens there, the model is safe
     if trainer.eval_dataset is not None:
         evaluated = trainer.evaluate()
