@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -83,7 +84,7 @@ class Owner:
             except OSError:  # a file system without locks of folders
                 break
         self._held = handle
-        os.register_at_fork(after_in_child=self.release)  # a worker that outlives a killed run must not hold it
+        _HOLDING.add(self)
         return ""
 
     def release(self) -> None:
@@ -91,6 +92,19 @@ class Owner:
         if self._held is not None:
             os.close(self._held)
             self._held = None
+
+
+_HOLDING: weakref.WeakSet[Owner] = weakref.WeakSet()
+
+
+def _let_go_in_fork() -> None:
+    """A worker that outlives a run that was killed must not hold its folder."""
+    for owner in list(_HOLDING):
+        owner.release()
+
+
+if hasattr(os, "register_at_fork"):  # a Unix
+    os.register_at_fork(after_in_child=_let_go_in_fork)
 
 
 def _holder(handle: int) -> str:
