@@ -49,7 +49,11 @@ class Interruption(TrainerCallback):
             self._leave()
 
     def _leave(self) -> NoReturn:
-        raise Interrupted(f"stopped by {self._received}; {self.again} goes on with this run")
+        raise Interrupted(f"stopped by {self._by}; {self.again} goes on with this run")
+
+    @property
+    def _by(self) -> str:
+        return self._received or "a signal to another process"
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -67,18 +71,22 @@ class Interruption(TrainerCallback):
     def _all_stop(self, device: torch.device) -> bool:
         if PartialState().num_processes == 1:
             return self._received is not None
-        before, flag = self._agreed, torch.tensor(float(self._received is not None), device=device)
-        self._agreed = reduce(flag, "sum")
+        before, self._agreed = self._agreed, self._count(device)
         return before is not None and bool(before.item())
+
+    def _count(self, device: torch.device) -> Any:
+        """How many processes have got a signal."""
+        return reduce(torch.tensor(float(self._received is not None), device=device), "sum")
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """What follows can be done again. A signal in the last step came too late for the processes to agree."""
+        """What follows can be done again. Of a signal in the last steps the processes do not know yet."""
+        late = not self.stopped and bool(self._count(args.device).item())
         self._training, self._leaving = False, self.stopped
         if self.stopped:
             args.load_best_model_at_end = self._load_best
-        elif self._received is not None:
+        elif late or self._received is not None:
             self._leave()
 
     def raise_if_stopped(self, folder: str, step: int) -> None:
@@ -89,8 +97,7 @@ class Interruption(TrainerCallback):
         """
         if self.stopped:
             raise Interrupted(
-                f"stopped by {self._received or 'a signal to another process'} after step {step}; "
-                f"{self.again} goes on from {folder}/checkpoint-{step}"
+                f"stopped by {self._by} after step {step}; {self.again} goes on from {folder}/checkpoint-{step}"
             )
 
     @contextlib.contextmanager
