@@ -6,10 +6,10 @@ Until the time is over, three things go on side by side:
 - rounds: a run of two processes is stopped by SIGUSR1, goes on, is killed by SIGKILL, goes on, ends and is evaluated;
   its weights are those of the first round, bit for bit, and no process, open file, port, shared memory or temporary
   file of it is left.
-- one process that trains in a loop, a new model each time. Its memory is taken between the trainings, after garbage
-  collection and malloc_trim.
-- one long training of a single process. Its memory is taken from outside: the lowest of each minute, for within a step
-  it comes and goes.
+- one process that trains in a loop, a new model each time. Its memory is taken between the trainings.
+- one long training of a single process. Its memory is taken at each checkpoint.
+
+Memory is what the process itself holds after garbage collection and malloc_trim.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from benchmarks.report import RESULTS, environment, print_table, write_json
 from benchmarks.soak import leaks, runs
@@ -38,7 +39,8 @@ LIMIT = 1.0
 """Percent an hour that memory may grow, where there was time to measure it: from half an hour on."""
 
 _LONG_ENOUGH = 30.0  # minutes
-_EVERY = 5.0  # seconds between two looks at the long training
+_EVERY = 5.0  # seconds between two looks at the two that go on all the time
+_MEMORY = "memory.txt"  # lines of the clock and of MiB
 _TIMEOUT = 300.0
 _COLUMNS = ("samples", "mean_mib", "first_mib", "last_mib", "percent_an_hour", "standard_error")
 
@@ -67,25 +69,23 @@ class Soak:
     def begin(self) -> None:
         """Start the loop and the long training."""
         config = runs.make_config(
-            self.folder / "long", "out", max_steps=10_000_000, eval_strategy="no", save_steps=500, logging_steps=50,
+            self.folder / "long", "out", max_steps=10_000_000, eval_strategy="no", save_steps=200, logging_steps=1000,
             log_kl=False, lr_scheduler_type="constant", warmup_steps=0,
         )  # fmt: skip
-        self.children["long"] = _fork(lambda: _train(config), self.folder / "long.txt")
+        self.children["long"] = _fork(lambda: _long(config), self.folder / "long.txt")
         self.children["loop"] = _fork(lambda: _loop(self.folder / "loop"), self.folder / "loop.txt")
 
     def look(self) -> None:
-        """Take the memory of the long training, now and then, and see that both live."""
+        """Read what the long training and the loop note of their memory, now and then, and see that both live."""
         if time.monotonic() - self._looked < _EVERY:
             return
         self._looked = time.monotonic()
         for name, pid in self.children.items():
             assert os.waitpid(pid, os.WNOHANG)[0] == 0, f"{name} ended:\n{_end_of(self.folder / f'{name}.txt')}"
-        if held := leaks.rss(self.children["long"]):
-            self.memory["long"].append((self.minutes(), held))
-        table = self.folder / "loop" / "memory.txt"
-        if table.exists():
-            rows = [line.split() for line in table.read_text().splitlines()]
-            self.memory["loop"] = [((float(at) - self.began) / 60, float(held)) for at, held in rows]
+        for name in self.children:
+            table = self.folder / name / _MEMORY
+            rows = [line.split() for line in table.read_text().splitlines()] if table.exists() else []
+            self.memory[name] = [((float(at) - self.began) / 60, float(held)) for at, held in rows]
 
     def end(self) -> None:
         """Stop both; the long training saves, and says that it can go on."""
@@ -165,14 +165,28 @@ def _fork(work: Callable[[], int], printed: Path) -> int:
     return pid
 
 
-def _train(config: Path) -> int:
-    from simpo import cli
+def _note_memory(folder: Path) -> None:
+    with (folder / _MEMORY).open("a") as file:
+        file.write(f"{time.monotonic()} {leaks.settled_rss()}\n")
 
-    return cli.main(["train", str(config)])
+
+def _long(config: Path) -> int:
+    """Train until a signal comes; a line of memory after each checkpoint."""
+    from simpo import cli
+    from simpo.run.checkpoints.callback import CheckpointCallback
+
+    on_save = CheckpointCallback.on_save
+
+    def noted(*args: Any, **kwargs: Any) -> None:
+        on_save(*args, **kwargs)
+        _note_memory(config.parent)
+
+    with mock.patch.object(CheckpointCallback, "on_save", noted):
+        return cli.main(["train", str(config)])
 
 
 def _loop(folder: Path) -> int:
-    """Train again and again; a line of the clock and of the memory after each time."""
+    """Train again and again; a line of memory after each time."""
     from simpo.run import run_training
     from simpo.settings import read_settings
 
@@ -180,21 +194,11 @@ def _loop(folder: Path) -> int:
     while True:
         run_training(read_settings(config))
         shutil.rmtree(folder / "out")
-        with (folder / "memory.txt").open("a") as file:
-            file.write(f"{time.monotonic()} {leaks.settled_rss()}\n")
+        _note_memory(folder)
 
 
 def _end_of(printed: Path) -> str:
     return "\n".join(printed.read_text(errors="replace").splitlines()[-40:])
-
-
-def floors(samples: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The lowest of each whole minute: what is held between steps. Within a step, memory comes and goes."""
-    lowest: dict[int, tuple[float, float]] = {}
-    for at, held in samples:
-        if held < lowest.get(int(at), (at, float("inf")))[1]:
-            lowest[int(at)] = (at, held)
-    return list(lowest.values())[:-1] or list(lowest.values())
 
 
 def growth(samples: list[tuple[float, float]]) -> dict[str, float]:
@@ -221,10 +225,6 @@ def growth(samples: list[tuple[float, float]]) -> dict[str, float]:
     }
 
 
-def _counted(name: str, samples: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    return floors(samples) if name == "long" else samples
-
-
 def draw(soak: Soak, path: Path) -> None:
     """Memory over time, against its mean after the warm-up."""
     import matplotlib
@@ -239,7 +239,7 @@ def draw(soak: Soak, path: Path) -> None:
     for (name, label), colour in zip(labels.items(), COLOURS, strict=False):
         if not (samples := soak.memory[name]):
             continue
-        found = growth(_counted(name, samples))
+        found = growth(samples)
         error = f" (± {found['standard_error']:.2f})" if found["standard_error"] >= 0 else ""
         slope = f"{found['mean_mib']:.0f} MiB, {found['percent_an_hour']:+.2f}{error} % an hour"
         axes.plot(*zip(*samples, strict=True), color=colour, label=f"{label}: {slope}", linewidth=1.5)
@@ -264,7 +264,7 @@ def report(soak: Soak, words: list[str]) -> dict[str, Any]:
         ["minute", "engine", "seconds", *keys],
         [[str(row["minute"]), row["engine"], row["seconds"], *(row[key] for key in keys)] for row in shown],
     )
-    memory = {name: growth(_counted(name, samples)) for name, samples in soak.memory.items() if samples}
+    memory = {name: growth(samples) for name, samples in soak.memory.items() if samples}
     print_table(
         "resident memory after the warm-up",
         ["what", "samples", "mean MiB", "first", "last", "% an hour", "standard error"],

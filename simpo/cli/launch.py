@@ -94,7 +94,7 @@ def launch_run(
     from simpo.cli.supervise import supervise
 
     command = launch_command(verb, args)
-    folder = check(args.configs, overrides).get("output_dir") or ""
+    folder = check(args.configs, overrides).get("output_dir") or "trainer_output"  # as transformers names it
     environment = dict(os.environ)
     # torchrun passes these signals on, and waits so many seconds for its processes; what is set already stays
     environment.setdefault("PET_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")

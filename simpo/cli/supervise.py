@@ -49,7 +49,8 @@ def supervise(command: Sequence[str], environment: dict[str, str], output_dir: s
         raise KeyboardInterrupt
     signalled = any(number in launcher.received for number in _TO_THE_RUN)
     if _interrupted(manifest, before, signalled):
-        raise Interrupted(f"{output_dir}: stopped in order; the same command goes on with it")
+        again = "the same command" + (" without --overwrite" if "--overwrite" in command else "")
+        raise Interrupted(f"{output_dir}: stopped in order; {again} goes on with it")
     raise SystemExit(code if code > 0 else 128 - code)
 
 

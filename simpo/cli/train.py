@@ -50,6 +50,8 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
         own = [name for name, given in flags.items() if given]
         launch_run("train", args, overrides, check_settings, run_words(args) + own)
         return
+    from accelerate import PartialState
+
     from simpo.settings import read_settings
 
     settings = read_settings(args.configs, overrides)
@@ -70,9 +72,10 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
             audit=not args.no_audit,
             strict=args.strict,
         )
-    except Lost:  # the page shows how it came to it; a launcher of several would stop this process in the middle of it
-        if wanted and settings.training.world_size == 1:
+    except Lost:  # the page shows how it came to it
+        if wanted:
             _report(folder)
+        PartialState().wait_for_everyone()  # a launcher ends all processes, this one too, as soon as one has left
         raise
     if wanted:
         _report(folder)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import yaml
 
-from simpo.errors import SimPOError
+from simpo.errors import Interrupted, SimPOError
 from simpo.onpolicy.binarize import MANIFEST as PAIRS_MANIFEST
 from simpo.onpolicy.recipe import Launch
 from simpo.processes import describe_exit
@@ -92,6 +92,7 @@ def run_step(step: Step, run: Run, say: Say) -> None:
     """Run a step, or go on with it; one that is done is not run again.
 
     Raises:
+        Interrupted: a signal ended it in order.
         StepFailed: names the step, its command and how it ended.
     """
     if step.done:
@@ -103,6 +104,8 @@ def run_step(step: Step, run: Run, say: Say) -> None:
     step.file.write_text(settings_text(step.settings), encoding="utf-8")
     say(f"{step.name}: {step.shown}")
     code = run(step.command)
+    if code == Interrupted.exit_code:
+        raise Interrupted(f"{step.name}: stopped by a signal; the same command goes on from there")
     if code != 0 or not step.done:
         how = describe_exit(code) if code else "no error, but it is not finished"
         raise StepFailed(

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from simpo.flops import PairLengths
 from simpo.planning.engine import Engine
 from simpo.planning.memory import Case, memory_of
+from simpo.planning.timing import MACHINE
 
 MOST_GPUS = 64
 _TOGETHER = 3  # changes that are tried together
@@ -90,7 +91,8 @@ def _with_more_gpus(case: Case, capacity: float, here: Sequence[Change]) -> list
             for some, changed in _sets(more, here[:2], size):
                 if fits(changed, capacity):
                     one = _proposal(some, changed)
-                    flags = f"simpo train --accelerate {changed.engine.kind} --num_processes {gpus}"
+                    nodes = f"_nodes --num_machines {-(-gpus // MACHINE)}" if gpus > MACHINE else ""
+                    flags = f"simpo train --accelerate {changed.engine.kind}{nodes} --num_processes {gpus}"
                     return [one._replace(names=[f"{gpus} GPUs", *one.names], lines=[flags, *one.lines])]
         gpus *= 2
     return []

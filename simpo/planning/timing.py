@@ -20,7 +20,8 @@ Hegde 2024), which is about 30% with it."""
 _NETWORK = 50e9  # bytes a second of a GPU to another machine: 400 Gbit/s
 _PCIE = 25e9  # bytes a second between a GPU and RAM
 _CPU_ADAM = 1e9  # weights a second that a machine's CPUs update, for each GPU
-_MACHINE = 8  # GPUs
+MACHINE = 8
+"""GPUs of a machine, as assumed."""
 
 
 class Times(NamedTuple):
@@ -85,7 +86,7 @@ def times_of(
     flops = step_flops(case, mean, per_step) * plan.imbalance
     compute = flops / (engine.gpus * gpu.flops * utilisation)
     moved = _moved_by_micro_batch(case) * micro_batches + _moved_by_step(case)
-    link = gpu.link if engine.gpus <= _MACHINE else min(gpu.link, _NETWORK)
+    link = gpu.link if engine.gpus <= MACHINE else min(gpu.link, _NETWORK)
     communication, update = moved / link, _update_seconds(case, gpu)
     step = max(compute, communication) + update
     tokens = per_step * sum(mean) + (0 if case.shared else per_step * mean.prompt)

@@ -32,7 +32,10 @@ def _build_root() -> Path:
 def _see_to(lock: Path, patience: float) -> None:
     said = False
     while lock.exists() and not _held(lock):
-        left = lock.stat().st_mtime + patience - time.time()
+        try:
+            left = lock.stat().st_mtime + patience - time.time()
+        except FileNotFoundError:  # its build ended just now
+            return
         if left <= 0:
             lock.unlink(missing_ok=True)
             print(f"{lock}: removed; the build that it belonged to was killed", flush=True)

@@ -19,9 +19,19 @@ _LOG_FOLDERS = ("runs", "logs", "wandb")
 
 def checkpoints(output_dir: str | Path) -> list[Path]:
     """Complete checkpoints of a folder, oldest first."""
-    found = [path for path in Path(output_dir).glob("checkpoint-*") if path.name.split("-")[-1].isdigit()]
-    complete = [path for path in found if (path / IDENTITY).is_file() and (path / "trainer_state.json").is_file()]
-    return sorted(complete, key=lambda path: int(path.name.split("-")[-1]))
+    begun = begun_checkpoints(output_dir)
+    return [path for path in begun if (path / IDENTITY).is_file() and (path / "trainer_state.json").is_file()]
+
+
+def begun_checkpoints(output_dir: str | Path) -> list[Path]:
+    """Whole and half-written checkpoints of a folder, oldest first; those that were set aside are left out."""
+    found = [path for path in Path(output_dir).glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+    return sorted(found, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The optimizer step of a checkpoint."""
+    return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
 def is_finished(output_dir: str | Path) -> bool:

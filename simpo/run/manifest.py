@@ -1,5 +1,6 @@
 """`run_manifest.json`: everything that one needs to repeat a run, or to see why a repeat differs."""
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -227,6 +228,14 @@ def write_manifest(output_dir: str | Path, manifest: dict[str, Any]) -> None:
     part = path.with_suffix(".part")
     part.write_text(json.dumps(manifest, indent=2, ensure_ascii=False, default=str) + "\n")
     part.replace(path)
+
+
+def note_interruption(output_dir: str | Path) -> None:
+    """Let the manifest say that a signal ended the run; nothing is done where there is none, or the run is finished."""
+    with contextlib.suppress(OSError, ValueError):
+        manifest = json.loads((Path(output_dir) / MANIFEST).read_text())
+        if manifest.get("status") != "finished":
+            write_manifest(output_dir, manifest | {"status": "interrupted"})
 
 
 def settings_text(resolved: Mapping[str, Any]) -> str:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
-
 from simpo.errors import ConfigError
+from simpo.run.checkpoints.seal import on_main
 from simpo.run.folder import MANIFEST
 
 WAIT = 60.0
@@ -85,6 +84,7 @@ class Owner:
             except OSError:  # a file system without locks of folders
                 break
         self._held = handle
+        _HOLDING.add(self)
         return ""
 
     def release(self) -> None:
@@ -92,6 +92,19 @@ class Owner:
         if self._held is not None:
             os.close(self._held)
             self._held = None
+
+
+_HOLDING: weakref.WeakSet[Owner] = weakref.WeakSet()
+
+
+def _let_go_in_fork() -> None:
+    """A worker that outlives a run that was killed must not hold its folder."""
+    for owner in list(_HOLDING):
+        owner.release()
+
+
+if hasattr(os, "register_at_fork"):  # a Unix
+    os.register_at_fork(after_in_child=_let_go_in_fork)
 
 
 def _holder(handle: int) -> str:
@@ -107,9 +120,8 @@ def _holder(handle: int) -> str:
 
 def _for_all(take: Callable[[], str]) -> None:
     """Do something on the main process; what is wrong there is an error everywhere."""
-    wrong = [take() if PartialState().is_main_process else ""]
-    if broadcast_object_list(wrong)[0]:
-        raise ConfigError(wrong[0])
+    if wrong := on_main(take):
+        raise ConfigError(wrong)
 
 
 @contextlib.contextmanager

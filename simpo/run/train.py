@@ -33,13 +33,13 @@ from simpo.model import load_model_config, load_tokenizer, master_dtype
 from simpo.objectives import OBJECTIVES
 from simpo.run.builds import remove_stale_locks
 from simpo.run.card import model_card
-from simpo.run.checkpoints.faults import check_writable
+from simpo.run.checkpoints.faults import check_writable, saving_into
 from simpo.run.checkpoints.resume import choose_checkpoint
 from simpo.run.checkpoints.training import train_safely
 from simpo.run.export import export_model, push_folder
 from simpo.run.folder import remove_earlier_run
 from simpo.run.guard import guard_rails, stop_on_problems, told_before
-from simpo.run.interrupt import Interruption, interruptible
+from simpo.run.interrupt import Interruption, command_again, interruptible
 from simpo.run.logfile import LogFile
 from simpo.run.manifest import build_manifest, run_identity, write_manifest
 from simpo.run.owner import Owner, owner_of
@@ -76,16 +76,17 @@ def run_training(
         Interrupted: a signal ended it; the same call goes on.
         SimPOError: what is wrong, where, and what to write instead.
     """
-    with interruptible() as interruption:
+    with interruptible(command_again(overwrite, resume_from_checkpoint)) as interruption:
         if dry_run:
             _show_plan(settings, overwrite, resume_from_checkpoint, audit, strict)
             return
         _begin(settings)
         check_engine(settings.training)
-        check_writable(settings.training.output_dir or "")
-        with owner_of(settings.training.output_dir or "") as owner:
+        folder = settings.training.output_dir or ""
+        check_writable(folder)
+        with owner_of(folder) as owner:
             owner.take_existing()
-            with heartbeat(settings.training) as pulse:
+            with heartbeat(settings.training) as pulse, interruption.noted_in(folder):
                 _run(settings, interruption, owner, pulse, overwrite, resume_from_checkpoint, audit, strict)
 
 
@@ -124,6 +125,7 @@ def _run(
     owner.take()
     if overwrite and checkpoint is None and PartialState().is_main_process:
         remove_earlier_run(args.output_dir or "")
+    trainer.add_callback(interruption)  # before those that ask at the end of a step whether it is saved
     if pulse is not None:
         pulse.follow(trainer)
     _train(trainer, settings, inputs, reports, plan, checkpoint, interruption)
@@ -352,7 +354,8 @@ def _train(
     trainer.log_metrics("train", metrics)
     trainer.save_metrics("train", metrics)
     trainer.save_state()
-    export_model(trainer, str(args.output_dir))  # before the evaluation: whatever happens there, the model is safe
+    with saving_into(str(args.output_dir), keep=checkpoint):
+        export_model(trainer, str(args.output_dir))  # before the evaluation: whatever happens there, the model is safe
     if trainer.eval_dataset is not None:
         evaluated = trainer.evaluate() | {"eval_pairs": _pairs(trainer.eval_dataset)}
         trainer.log_metrics("eval", evaluated)

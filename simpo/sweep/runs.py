@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from simpo.errors import Interrupted
 from simpo.processes import GRACE, child_environment, describe_exit, stop_left_over, stop_tree, write_note
 from simpo.redact import redact_command
 from simpo.run.folder import checkpoints, discard_weights, is_finished
@@ -99,7 +100,7 @@ class TrialRun:
     """
 
     def __init__(self, folder: Path, command: Sequence[str], sweep: SweepSettings, environment: dict[str, str]) -> None:
-        self.folder, self.sweep, self._environment = folder, sweep, environment
+        self.folder, self.sweep, self._environment, self._command = folder, sweep, environment, command
         self._logs = folder / "logs"
         self._read_to = 0
         self._measuring = is_finished(folder)
@@ -113,6 +114,9 @@ class TrialRun:
         """None while the trial goes on."""
         code = self._process.poll() if self._process is not None else 0
         if code is None:
+            return None
+        if code == Interrupted.exit_code and not self._measuring:  # by a signal to it alone: it goes on where it was
+            self._start(self._command, "train.log", "train.log")
             return None
         stage = "command" if self._measuring and self.sweep.command is not None else "simpo train"
         if code != 0:

@@ -14,7 +14,7 @@ from datasets import load_from_disk
 
 from simpo import cli
 from simpo.cli.launch import launch_config
-from simpo.errors import ConfigError
+from simpo.errors import ConfigError, Interrupted
 from simpo.onpolicy.annotate import AnnotateSettings
 from simpo.onpolicy.binarize import BinarizeSettings
 from simpo.onpolicy.pipeline import run_onpolicy
@@ -78,6 +78,8 @@ def test_a_step_that_fails_is_named_and_gone_on_with(path: Path, tmp_path: Path)
         onpolicy(path, run=Played(lambda *_: -9))
     with pytest.raises(StepFailed, match=r"^annotate ended with no error, but it is not finished"):
         onpolicy(path, run=lambda _: 0)
+    with pytest.raises(Interrupted, match=r"^annotate: stopped by a signal"):  # which has an exit code of its own
+        onpolicy(path, run=Played(lambda *_: 75))
     assert onpolicy(path).ran == ["annotate out", "binarize out"]
 
 

@@ -100,6 +100,12 @@ def test_llama_8b_on_one_consumer_gpu_needs_qlora() -> None:
     assert found[-1].names[0] == "8 GPUs" and found[-1].lines[0] == "simpo train --accelerate zero3 --num_processes 8"
 
 
+def test_more_gpus_than_a_machine_has_are_started_on_several() -> None:
+    case = case_8b(Engine("zero3", 8))
+    found = proposals(case, int(0.8 * memory_of(case).total), longest=sum(PAIR), fill=filled)
+    assert found[-1].lines[0] == "simpo train --accelerate zero3_nodes --num_machines 2 --num_processes 16"
+
+
 def test_llama_70b_does_not_train_in_full_on_eight_h100() -> None:
     gpu = find_gpu("h100-80gb")
     case = Case(llama_70b(), Engine("zero3", 8), (PAIR,), checkpointing=True)

@@ -50,6 +50,30 @@ def test_a_folder_has_one_owner(tmp_path: Path, capsys) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_workers_that_outlive_a_run_do_not_hold_its_folder(tmp_path: Path) -> None:
+    """Those that tokenise go on to the end of their part when their parent was killed."""
+    ready, told = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        owner = Owner(tmp_path)
+        owner.take_existing()
+        worker = os.fork()
+        if worker == 0:
+            time.sleep(60)
+            os._exit(0)
+        os.write(told, str(worker).encode())
+        time.sleep(60)
+        os._exit(0)
+    worker = int(os.read(ready, 20))
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    try:
+        with owner_of(tmp_path) as owner:
+            owner.take_existing(wait=0)
+    finally:
+        os.kill(worker, signal.SIGKILL)
+
+
 def test_an_earlier_run_that_ends_is_waited_for(tmp_path: Path) -> None:
     pid = holder(tmp_path, 0.5)
     with owner_of(tmp_path) as owner:

@@ -86,6 +86,11 @@ def test_a_failure_shows_the_end_of_its_log(start) -> None:
     assert ended(start("import os; os.kill(os.getpid(), 9)")).error.startswith("simpo train: killed by SIGKILL")
 
 
+def test_a_trial_that_a_signal_stopped_goes_on(start) -> None:
+    stops_once = "if not os.path.exists('stopped'): open('stopped', 'w'); raise SystemExit(75)\n"
+    assert ended(start(stops_once + FINISHES)) == Outcome(0.75)
+
+
 def test_reports_are_read_while_it_runs(start, tmp_path: Path) -> None:
     trial = start("import time; time.sleep(60)")
     log = tmp_path / "trial-0000" / "log.jsonl"

@@ -7,7 +7,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from simpo.run.checkpoints.seal import seal, unseal
-from simpo.run.folder import checkpoints
+from simpo.run.folder import begun_checkpoints, checkpoints, step_of
 
 
 class CheckpointCallback(TrainerCallback):
@@ -29,15 +29,17 @@ class CheckpointCallback(TrainerCallback):
     ) -> None:
         """Remove what an earlier attempt began to write behind the step at which this one begins."""
         if state.is_world_process_zero:
-            for path in Path(str(args.output_dir)).glob("checkpoint-*"):
-                step = path.name.removeprefix("checkpoint-")
-                if step.isdigit() and int(step) > state.global_step and path not in checkpoints(path.parent):
+            whole = checkpoints(str(args.output_dir))
+            for path in begun_checkpoints(str(args.output_dir)):
+                if step_of(path) > state.global_step and path not in whole:
                     shutil.rmtree(path)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """A checkpoint that is about to be written again is no longer whole."""
         if control.should_save and state.is_world_process_zero:
             unseal(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
+
+    on_epoch_end = on_step_end  # where there is one for each epoch
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Called by transformers after a checkpoint was written."""
@@ -46,7 +48,11 @@ class CheckpointCallback(TrainerCallback):
         kept = kwargs.get("keep_others")  # a monitor stops the run: earlier checkpoints may be better than this one
         if state.is_world_process_zero and self.limit is not None and not kept:
             best = Path(state.best_model_checkpoint).name if state.best_model_checkpoint else ""
-            for old in checkpoints(folder.parent)[: -max(1, self.limit)]:
+            # a run that went back to an earlier checkpoint finds later ones, which are older than what it writes
+            found = sorted(
+                checkpoints(folder.parent), key=lambda path: (step_of(path) <= state.global_step, step_of(path))
+            )
+            for old in found[: -max(1, self.limit)]:
                 if old.name != best:
                     remove_checkpoint(old)
 

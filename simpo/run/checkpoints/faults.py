@@ -10,8 +10,8 @@ from pathlib import Path
 from accelerate import PartialState
 
 from simpo.errors import ConfigError, StoreError
-from simpo.run.checkpoints.seal import IDENTITY
-from simpo.run.folder import checkpoints
+from simpo.run.checkpoints.seal import IDENTITY, on_main
+from simpo.run.folder import begun_checkpoints, checkpoints
 
 _FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up", errno.EROFS: "it cannot be written"}
 _NO_ROOM = 32 << 20  # bytes; a failed write on a disk with less was out of room, whatever its message says
@@ -20,23 +20,33 @@ _NO_ROOM = 32 << 20  # bytes; a failed write on a disk with less was out of room
 def check_writable(folder: str | Path) -> None:
     """Write a small file where a run will write, so that it does not find out at its first checkpoint; nothing is left.
 
+    Every process must call it; the main one writes.
+
     Raises:
         ConfigError: the folder, or where it is to be made, cannot be written.
     """
-    if not PartialState().is_main_process:
-        return
-    path = Path(folder).absolute()
-    try:
-        existing = next(parent for parent in (path, *path.parents) if parent.exists())
-        with tempfile.TemporaryFile(dir=existing) as file:
-            file.write(b"x")
-    except OSError as error:
-        raise ConfigError(f"output_dir: {folder} cannot be written: {error.strerror or error}") from error
+
+    def wrong() -> str:
+        path = Path(folder).absolute()
+        try:
+            existing = next(parent for parent in (path, *path.parents) if parent.exists())
+            with tempfile.TemporaryFile(dir=existing) as file:
+                file.write(b"x")
+        except OSError as error:
+            return str(error.strerror or error)
+        return ""
+
+    if reason := on_main(wrong):  # on all processes: none waits for the one that cannot write
+        raise ConfigError(f"output_dir: {folder} cannot be written: {reason}")
 
 
 @contextlib.contextmanager
-def saving_into(folder: str | Path) -> Iterator[None]:
+def saving_into(folder: str | Path, keep: Path | None = None) -> Iterator[None]:
     """Turn a write that failed for want of room into an error that says so, and take away what was half written.
+
+    Args:
+        folder: of the run.
+        keep: the checkpoint that it goes on from, which stays even where no mark says that it is whole.
 
     Raises:
         StoreError: a checkpoint or the model could not be written.
@@ -47,7 +57,7 @@ def saving_into(folder: str | Path) -> Iterator[None]:
         why = _why(error, Path(folder))
         if why is None:
             raise
-        half = _remove_half_written(Path(folder))
+        half = _remove_half_written(Path(folder), keep)
         whole = next(reversed(checkpoints(folder)), None)
         kept = f"{whole} is whole, and the same command goes on from it" if whole else "there is no checkpoint yet"
         free = shutil.disk_usage(folder).free
@@ -69,12 +79,11 @@ def _why(error: BaseException | None, folder: Path) -> str | None:
     return _FULL[errno.ENOSPC] if failed and shutil.disk_usage(folder).free < _NO_ROOM else None
 
 
-def _remove_half_written(folder: Path) -> str:
+def _remove_half_written(folder: Path, keep: Path | None) -> str:
     if not PartialState().is_main_process:
         return ""
-    steps = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
-    newest = max(steps, key=lambda path: int(path.name.removeprefix("checkpoint-")), default=None)
-    if newest is None or (newest / IDENTITY).is_file():
+    newest = next(reversed(begun_checkpoints(folder)), None)
+    if newest is None or (newest / IDENTITY).is_file() or (keep is not None and newest.resolve() == keep.resolve()):
         return ""
     bytes_written = sum(path.stat().st_size for path in newest.rglob("*") if path.is_file())
     shutil.rmtree(newest, ignore_errors=True)

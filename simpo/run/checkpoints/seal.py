@@ -54,7 +54,7 @@ def damages(folder: Path) -> list[str]:
     Each process reads a share of the files, and all get the whole answer. A checkpoint without a list, from before
     there was one, counts as undamaged.
     """
-    if not _on_main(lambda: (folder / FILES).is_file()):
+    if not on_main(lambda: (folder / FILES).is_file()):
         return []
     try:
         listed: dict[str, dict[str, Any]] = json.loads((folder / FILES).read_text())
@@ -99,7 +99,7 @@ def _names(folder: Path) -> list[str]:
         names = sorted(path.relative_to(folder).as_posix() for path in files)
         return [name for name in names if name not in (FILES, IDENTITY)]
 
-    names: list[str] = _on_main(listed)
+    names: list[str] = on_main(listed)
     return names
 
 
@@ -108,8 +108,8 @@ def _share(names: list[str]) -> list[str]:
     return names[state.process_index :: state.num_processes]
 
 
-def _on_main(look: Any) -> Any:
-    """What the main process sees, for all."""
+def on_main(look: Any) -> Any:
+    """What the main process sees, for all; every process must call it."""
     state = PartialState()
     answer = [look() if state.is_main_process else None]
     return broadcast_object_list(answer)[0]

@@ -31,8 +31,8 @@ def train_safely(
         trainer: ready to train.
         identity: what must agree between a checkpoint and the run that goes on from it.
         checkpoint: from `choose_checkpoint`.
-        manifest: of the run; it is written before, and when a signal ends the training.
-        interruption: from `interruptible`.
+        manifest: of the run; it is written before.
+        interruption: from `interruptible`; one of the trainer's callbacks.
         settings: kept beside the manifest as one YAML file.
 
     Returns:
@@ -53,15 +53,12 @@ def train_safely(
         _say(trainer, f"Going on from {checkpoint}" + (f"; {note}" if note else ""))
     limit, args.save_total_limit = args.save_total_limit, None  # ours knows which ones are whole
     trainer.add_callback(CheckpointCallback(identity, limit))
-    trainer.add_callback(interruption)
     if trainer.is_world_process_zero():
         write_manifest(folder, manifest)  # first: it says that what is beside it is a run's
         if settings is not None:
             write_settings(folder, settings)
-    with saving_into(folder):
+    with saving_into(folder, keep=checkpoint):
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if interruption.stopped and trainer.is_world_process_zero():
-        write_manifest(folder, manifest | {"status": "interrupted"})
     interruption.raise_if_stopped(folder, trainer.state.global_step)
     return result
 

@@ -22,12 +22,12 @@ from simpo.data.dialogues import load_dialogues
 from simpo.data.fingerprint import rows_fingerprint
 from simpo.errors import ConfigError
 from simpo.model import load_causal_lm, load_model_config, load_tokenizer, master_dtype
-from simpo.run.checkpoints.faults import check_writable
+from simpo.run.checkpoints.faults import check_writable, saving_into
 from simpo.run.checkpoints.resume import choose_checkpoint
 from simpo.run.checkpoints.training import train_safely
 from simpo.run.export import export_model, push_folder
 from simpo.run.folder import remove_earlier_run
-from simpo.run.interrupt import Interruption, interruptible
+from simpo.run.interrupt import Interruption, command_again, interruptible
 from simpo.run.manifest import identity_of, shared_manifest, write_manifest
 from simpo.run.owner import Owner, owner_of
 from simpo.run.plan import model_line
@@ -80,7 +80,7 @@ def run_sft(
         Interrupted: a signal ended it; the same call goes on.
         SimPOError: what is wrong, where, and what to write instead.
     """
-    with interruptible() as interruption:
+    with interruptible(command_again(overwrite, resume_from_checkpoint)) as interruption:
         args = settings.training
         quiet_libraries(args)
         set_seed(args.seed)
@@ -88,10 +88,11 @@ def run_sft(
         if dry_run:
             _show_plan(settings, overwrite, resume_from_checkpoint)
             return
-        check_writable(args.output_dir or "")
-        with owner_of(args.output_dir or "") as owner:
+        folder = args.output_dir or ""
+        check_writable(folder)
+        with owner_of(folder) as owner:
             owner.take_existing()
-            with heartbeat(args) as pulse:
+            with heartbeat(args) as pulse, interruption.noted_in(folder):
                 _run(settings, interruption, owner, pulse, overwrite, resume_from_checkpoint)
 
 
@@ -128,6 +129,7 @@ def _run(
     owner.take()
     if overwrite and checkpoint is None and PartialState().is_main_process:
         remove_earlier_run(args.output_dir or "")
+    trainer.add_callback(interruption)  # before those that ask at the end of a step whether it is saved
     if pulse is not None:
         pulse.follow(trainer)
     _train(trainer, settings, reports, checkpoint, interruption)
@@ -309,7 +311,8 @@ def _train(
     trainer.log_metrics("train", metrics)
     trainer.save_metrics("train", metrics)
     trainer.save_state()
-    export_model(trainer, folder)  # before the evaluation: whatever happens there, the model is safe
+    with saving_into(folder, keep=checkpoint):
+        export_model(trainer, folder)  # before the evaluation: whatever happens there, the model is safe
     if trainer.eval_dataset is not None:
         evaluated = trainer.evaluate()
         trainer.log_metrics("eval", evaluated)

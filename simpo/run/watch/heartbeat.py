@@ -16,7 +16,8 @@ from typing import Any
 from accelerate import PartialState
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from simpo.errors import ConfigError, Interrupted
+from simpo.errors import ConfigError, Interrupted, Lost
+from simpo.redact import redact_text
 from simpo.run.folder import SIGNS
 from simpo.run.watch.shared_folder import SharedFolder, shared_folder
 from simpo.run.watch.signs import FAILED, LEFT, Observer, give, lost, own_sign, sign_file
@@ -196,7 +197,7 @@ class Heartbeat(TrainerCallback):
 
     def failed(self, error: BaseException) -> None:
         """Tell the others why this process ends."""
-        self._beat(state=FAILED, place=f"{type(error).__name__}: {error}")
+        self._beat(state=FAILED, place=redact_text(f"{type(error).__name__}: {error}"))
 
 
 def _place(frame: FrameType | None) -> tuple[str, bool]:
@@ -243,7 +244,7 @@ def heartbeat(args: Any) -> Iterator[Heartbeat | None]:
         pulse.start()
         try:
             yield pulse
-        except (ConfigError, Interrupted):  # of all processes alike
+        except (ConfigError, Interrupted, Lost):  # of all processes alike: none is to blame
             pulse.stop()
             raise
         except BaseException as error:

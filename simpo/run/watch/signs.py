@@ -67,11 +67,14 @@ def sign_file(folder: Path, run: str, rank: int) -> Path:
 
 def give(file: Path, sign: Sign) -> None:
     """Write a sign over the one before. The file is opened each time, since network disks hand it on when it closes."""
-    short = dataclasses.replace(sign, place=sign.place[:_WORDS])
-    text = json.dumps(dataclasses.asdict(short)).encode()[:_SIZE].ljust(_SIZE)
+    place = sign.place[:_WORDS]
+    while (
+        len(text := json.dumps(dataclasses.asdict(dataclasses.replace(sign, place=place))).encode()) > _SIZE and place
+    ):
+        place = place[: len(place) // 2]  # letters that JSON writes as six bytes each
     descriptor = os.open(file, os.O_WRONLY | os.O_CREAT, 0o644)
     try:
-        os.pwrite(descriptor, text, 0)
+        os.pwrite(descriptor, text.ljust(_SIZE), 0)
     finally:
         os.close(descriptor)
 

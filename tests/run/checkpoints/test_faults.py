@@ -77,6 +77,15 @@ def test_who_says_it_does_not_matter(tmp_path: Path, error: Exception) -> None:
     assert not begun.exists()
 
 
+def test_what_a_run_goes_on_from_stays_without_a_mark(tmp_path: Path) -> None:
+    """As transformers alone writes it."""
+    given = tmp_path / "checkpoint-10"
+    given.mkdir()
+    with pytest.raises(StoreError, match="the disk is full"), saving_into(tmp_path, keep=given):
+        raise OSError(28, "No space left on device")
+    assert given.is_dir()
+
+
 def test_other_errors_pass_and_whole_checkpoints_stay(tmp_path: Path) -> None:
     whole = tmp_path / "checkpoint-10"
     whole.mkdir()

@@ -14,10 +14,11 @@ from safetensors.torch import load_file
 
 from simpo import cli
 from simpo.errors import Interrupted
-from simpo.run import run_training
-from simpo.run.interrupt import interruptible
+from simpo.run import interrupt, run_training
+from simpo.run.interrupt import command_again, interruptible
 from simpo.run.logfile import LogFile
 from simpo.settings import read_settings
+from simpo.trainer import PreferenceTrainer
 from tests.launching import environment
 
 
@@ -51,6 +52,101 @@ def test_a_signal_saves_and_stops(make_config, tmp_path, monkeypatch, capsys, nu
     assert steps == sorted(set(steps))
     losses = [json.loads((run / "all_results.json").read_text())["train_loss"] for run in (out, tmp_path / "whole")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)  # of all steps, not of those since the last start
+
+
+def _evaluate(monkeypatch: pytest.MonkeyPatch, send) -> None:
+    evaluate = PreferenceTrainer.evaluate
+    monkeypatch.setattr(PreferenceTrainer, "evaluate", lambda *args, **named: send() or evaluate(*args, **named))
+
+
+def _load(monkeypatch: pytest.MonkeyPatch, send) -> None:
+    loader = PreferenceTrainer.get_train_dataloader
+    monkeypatch.setattr(PreferenceTrainer, "get_train_dataloader", lambda self: send() or loader(self))
+
+
+def _end(monkeypatch: pytest.MonkeyPatch, send) -> None:
+    on_log = LogFile.on_log
+
+    def log(self, args, state, control, logs=None, **named):
+        on_log(self, args, state, control, logs=logs, **named)
+        if "train_loss" in logs:
+            send()
+
+    monkeypatch.setattr(LogFile, "on_log", log)
+
+
+@pytest.mark.parametrize("at", [_load, _end, _evaluate])
+def test_a_signal_outside_of_the_steps_ends_the_run_at_once(make_config, tmp_path, monkeypatch, capsys, at) -> None:
+    """And the manifest says so: a launcher's parent has no other word of it."""
+    sent = []
+
+    def send() -> None:
+        if not sent:
+            sent.append(True)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    at(monkeypatch, send)
+    config = str(make_config(save_strategy="epoch"))
+    assert cli.main(["train", config, "--overwrite"]) == 75
+    said = "stopped by SIGTERM; the same command without --overwrite goes on with this run"
+    assert said in capsys.readouterr().err
+    assert json.loads((tmp_path / "out" / "run_manifest.json").read_text())["status"] == "interrupted"
+    assert cli.main(["train", config]) == 0
+    assert ("Going on from" in capsys.readouterr().out) == (at is not _load)
+    assert json.loads((tmp_path / "out" / "run_manifest.json").read_text())["status"] == "finished"
+
+
+def test_more_signals_do_not_disturb_the_leaving(tmp_path, monkeypatch) -> None:
+    (tmp_path / "run_manifest.json").write_text(json.dumps({"status": "running"}))
+    write = interrupt.note_interruption
+
+    def disturbed(folder) -> None:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        write(folder)
+
+    monkeypatch.setattr(interrupt, "note_interruption", disturbed)
+    with (
+        pytest.raises(Interrupted, match="stopped by SIGTERM"),
+        interruptible() as interruption,
+        interruption.noted_in(str(tmp_path)),
+    ):
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert json.loads((tmp_path / "run_manifest.json").read_text())["status"] == "interrupted"
+
+
+def test_a_finished_run_stays_finished(tmp_path) -> None:
+    for status in ("finished", None):
+        if status:
+            (tmp_path / "run_manifest.json").write_text(json.dumps({"status": status}))
+        else:
+            (tmp_path / "run_manifest.json").unlink()
+        with pytest.raises(Interrupted), interruptible() as interruption, interruption.noted_in(str(tmp_path)):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert not status or json.loads((tmp_path / "run_manifest.json").read_text())["status"] == status
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupted_run_loads_no_best_model(make_config, tmp_path, monkeypatch) -> None:
+    on_log, loaded = LogFile.on_log, []
+
+    def log(self, args, state, control, **named):
+        on_log(self, args, state, control, **named)
+        if state.global_step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(LogFile, "on_log", log)
+    monkeypatch.setattr(PreferenceTrainer, "_load_best_model", lambda self: loaded.append(True))
+    steps = dict.fromkeys(("eval_strategy", "save_strategy"), "steps") | dict.fromkeys(("eval_steps", "save_steps"), 1)
+    settings = read_settings(make_config(load_best_model_at_end=True, **steps))
+    with pytest.raises(Interrupted, match="after step 2"):
+        run_training(settings)
+    assert not loaded and settings.training.load_best_model_at_end is True
+
+
+def test_what_goes_on_with_a_run() -> None:
+    assert command_again(False, None) == command_again(False, True) == "the same command"
+    assert command_again(True, None) == "the same command without --overwrite"
+    assert command_again(True, "out/checkpoint-5").endswith("without --overwrite and --resume_from_checkpoint")
 
 
 def test_before_the_first_step_there_is_nothing_to_wait_for() -> None:

@@ -120,6 +120,25 @@ def test_a_checkpoint_that_is_written_again_is_not_whole_meanwhile(tmp_path: Pat
     assert checkpoints(tmp_path) == []
     keeper.on_save(args, state, TrainerControl())
     assert checkpoints(tmp_path) == [path] and damages(path) == []
+    keeper.on_epoch_end(args, state, TrainerControl(should_save=True))
+    assert checkpoints(tmp_path) == []
+
+
+def test_a_run_that_went_back_keeps_what_it_writes(tmp_path: Path, args) -> None:
+    """The limit first takes the later checkpoints, of the attempt that it went back behind."""
+    for step in (4, 8, 12):
+        checkpoint(tmp_path, step)
+    keeper, new = CheckpointCallback({"beta": 2.0}, limit=2), checkpoint(tmp_path, 6)
+    keeper.on_save(args, TrainerState(global_step=6, is_world_process_zero=True), TrainerControl())
+    assert checkpoints(tmp_path) == [tmp_path / "checkpoint-4", new]
+
+
+def test_what_was_set_aside_twice_is_no_checkpoint(tmp_path: Path, args) -> None:
+    earlier = checkpoint(tmp_path, 4)
+    for _ in range(2):
+        flip(checkpoint(tmp_path, 8) / NAMES[0])
+        assert choose_checkpoint(args, None, False, dry_run=False)[0] == earlier
+    assert checkpoints(tmp_path) == [earlier] and (tmp_path / "checkpoint-8.damaged-2").is_dir()
 
 
 def test_a_run_passes_over_a_damaged_checkpoint_and_says_so(make_config, tmp_path: Path, capsys) -> None:

@@ -25,6 +25,15 @@ def test_a_sign_is_read_as_it_was_given(tmp_path: Path) -> None:
     assert take(file) is None
 
 
+def test_words_of_other_scripts_do_not_spoil_a_sign(tmp_path: Path) -> None:
+    file = tmp_path / "sign"
+    for place in ("错误" * 300, "\x1b" * 400):  # six bytes each in JSON
+        give(file, dataclasses.replace(ELSEWHERE, state=FAILED, place=place))
+        found = take(file)
+        assert found is not None and found.state == FAILED and found.place == place[: len(found.place)] != ""
+        assert file.stat().st_size == 1024
+
+
 def test_silence_is_counted_from_the_last_change(tmp_path: Path) -> None:
     files = [tmp_path / "0", tmp_path / "1", tmp_path / "2"]
     observer = Observer(files)
