@@ -40,11 +40,11 @@ _MARKS = (
     ("simpo.run.train:_read_inputs", "loading data"),
     ("simpo.trainer:tokenized_sets", "tokenising"),
     ("simpo.trainer:build_policy", "loading model"),
-    ("simpo.run.train:train_safely", "training"),
+    ("simpo.run.attempt:train_safely", "training"),
     ("simpo.trainer:PreferenceTrainer.compute_references", "reference"),
     ("transformers:Trainer._save_checkpoint", "saving"),
     ("simpo.run.checkpoints.callback:CheckpointCallback.on_save", "saving"),
-    ("simpo.run.train:export_model", "exporting"),
+    ("simpo.run.attempt:export_model", "exporting"),
     ("simpo.trainer:PreferenceTrainer.evaluate", "evaluating"),
     ("simpo.run.train:model_card", "ending"),
 )

@@ -157,30 +157,14 @@ def effective_batch(args: PreferenceConfig, plan: PlanSummary) -> dict[str, floa
     }
 
 
-def build_manifest(
-    settings: RunSettings,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    train_dataset: Any,
-    plan: PlanSummary,
-    data_report: dict[str, Any],
-    master_dtype: str,
-    engine: str,
-    resumed_from: Path | None,
+def pairs_manifest(
+    args: PreferenceConfig, tokenizer: PreTrainedTokenizerBase, pairs: Any, plan: PlanSummary
 ) -> dict[str, Any]:
-    """The manifest of a run that is about to start."""
-    first = [train_dataset[row] for row in range(min(2, len(train_dataset)))]
-    shared = shared_manifest(
-        settings,
-        tokenizer,
-        data_report=data_report,
-        master_dtype=master_dtype,
-        engine=engine,
-        resumed_from=resumed_from,
-    )
-    return shared | {
-        "gamma": settings.training.gamma,
-        "effective_batch": effective_batch(settings.training, plan),
+    """The part of a manifest that a run on pairs has."""
+    first = [pairs[row] for row in range(min(2, len(pairs)))]
+    return {
+        "gamma": args.gamma,
+        "effective_batch": effective_batch(args, plan),
         "first_pairs": [
             {key: list(map(int, pair[key])) for key in TOKEN_COLUMNS}
             | {f"{key[:-4]}_text": tokenizer.decode(pair[key]) for key in TOKEN_COLUMNS}
@@ -198,7 +182,7 @@ def shared_manifest(
     engine: str,
     resumed_from: Path | None,
 ) -> dict[str, Any]:
-    """The part of a manifest that every kind of run has."""
+    """The part of the manifest of a run that is about to start that every kind of run has."""
     return {
         "status": "running",
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

@@ -1,24 +1,13 @@
 """One training run, from settings to a finished folder."""
 
 import dataclasses
-import logging
-import os
-import time
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from functools import partial
 from typing import Any, NamedTuple
 
-import transformers
 from accelerate import PartialState
-from accelerate.utils import DistributedType
 from datasets import Dataset
-from transformers import (
-    PretrainedConfig,
-    PreTrainedTokenizerBase,
-    Trainer,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import PretrainedConfig, PreTrainedTokenizerBase, set_seed
 
 from simpo.audit.inspect import SAMPLE_ROWS, SampleCheck, check_sample, sample_rows
 from simpo.batching import PlanSummary
@@ -31,25 +20,38 @@ from simpo.forward import attention_backend
 from simpo.initial_policy import named_sets
 from simpo.model import load_model_config, load_tokenizer, master_dtype
 from simpo.objectives import OBJECTIVES
-from simpo.run.builds import remove_stale_locks
+from simpo.run.attempt import Attempt, RunRecord, attempt
 from simpo.run.card import model_card
-from simpo.run.checkpoints.faults import check_writable, saving_into
 from simpo.run.checkpoints.resume import choose_checkpoint
-from simpo.run.checkpoints.training import train_safely
-from simpo.run.export import export_model, push_folder
-from simpo.run.folder import remove_earlier_run
+from simpo.run.engine import check_engine, engine_name
 from simpo.run.guard import guard_rails, stop_on_problems, told_before
-from simpo.run.interrupt import Interruption, command_again, interruptible
+from simpo.run.interrupt import command_again, interruptible
 from simpo.run.logfile import LogFile
-from simpo.run.manifest import build_manifest, run_identity, write_manifest
-from simpo.run.owner import Owner, owner_of
-from simpo.run.parallelism import check_parallelism
+from simpo.run.manifest import pairs_manifest, run_identity, shared_manifest
+from simpo.run.messages import quiet_libraries, say
 from simpo.run.plan import model_line, plan_lines
-from simpo.run.watch.heartbeat import Heartbeat, heartbeat
 from simpo.settings import Advice, RunSettings
 from simpo.trainer import PreferenceTrainer
 
-logger = logging.getLogger(__name__)
+
+class _Inputs(NamedTuple):
+    """What a run is made from, before any weight is read."""
+
+    config: PretrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    train: Dataset
+    evaluation: Dataset | None
+    warnings: Sequence[str]
+    advice: list[Advice]
+    origin: Callable[[int], str]
+
+
+class _Counted(NamedTuple):
+    """Pairs that are trained on and evaluated on, and what became of the rows."""
+
+    train: int
+    evaluation: int
+    reports: Sequence[TokenizeReport]
 
 
 def run_training(
@@ -77,58 +79,48 @@ def run_training(
         SimPOError: what is wrong, where, and what to write instead.
     """
     with interruptible(command_again(overwrite, resume_from_checkpoint)) as interruption:
-        if dry_run:
-            _show_plan(settings, overwrite, resume_from_checkpoint, audit, strict)
-            return
+        args = settings.training
         _begin(settings)
-        check_engine(settings.training)
-        folder = settings.training.output_dir or ""
-        check_writable(folder)
-        with owner_of(folder) as owner:
-            owner.take_existing()
-            with heartbeat(settings.training) as pulse, interruption.noted_in(folder):
-                _run(settings, interruption, owner, pulse, overwrite, resume_from_checkpoint, audit, strict)
+        check_engine(args)
+        if dry_run:
+            _, notes = choose_checkpoint(args, resume_from_checkpoint, overwrite, dry_run=True)
+            inputs = _read_inputs(settings, audit=audit, strict=strict)
+            _print_plan(settings, inputs, _sampled(inputs, args), notes=notes)
+            return
+        with attempt(args, interruption, overwrite=overwrite, resume=resume_from_checkpoint) as run:
+            _run(settings, run, _read_inputs(settings, audit=audit, strict=strict))
 
 
-def _show_plan(
-    settings: RunSettings, overwrite: bool, resume_from_checkpoint: str | bool | None, audit: bool, strict: bool
-) -> None:
-    """What a run would do, by a sample of its data."""
-    args = settings.training
-    _begin(settings)
-    check_engine(args)
-    _, folder_note = choose_checkpoint(args, resume_from_checkpoint, overwrite, dry_run=True)
-    inputs = _read_inputs(settings, audit=audit, strict=strict)
-    sample = _sample_report(inputs.train, inputs.evaluation, inputs.tokenizer, args)
-    _print_plan(settings, inputs, *sample, notes=[*folder_note, *inputs.warnings])
-
-
-def _run(
-    settings: RunSettings,
-    interruption: Interruption,
-    owner: Owner,
-    pulse: Heartbeat | None,
-    overwrite: bool,
-    resume_from_checkpoint: str | bool | None,
-    audit: bool,
-    strict: bool,
-) -> None:
-    args = settings.training
-    checkpoint, folder_note = choose_checkpoint(args, resume_from_checkpoint, overwrite, dry_run=False)
-    inputs = _read_inputs(settings, audit=audit, strict=strict)
+def _run(settings: RunSettings, run: Attempt, inputs: _Inputs) -> None:
     trainer = _build_trainer(settings, inputs)
     reports = [report for report in (trainer.train_report, *trainer.eval_reports.values()) if report is not None]
+    counted = _Counted(_pairs(trainer.train_dataset), _pairs(trainer.eval_dataset), reports)
     plan = trainer.plan_summary()
-    pairs = _pairs(trainer.train_dataset), _pairs(trainer.eval_dataset)
-    _print_plan(settings, inputs, *pairs, reports, trainer, plan, notes=[*folder_note, *inputs.warnings])
-    PartialState().wait_for_everyone()  # every process has looked at the folder before one writes into it
-    owner.take()
-    if overwrite and checkpoint is None and PartialState().is_main_process:
-        remove_earlier_run(args.output_dir or "")
-    trainer.add_callback(interruption)  # before those that ask at the end of a step whether it is saved
-    if pulse is not None:
-        pulse.follow(trainer)
-    _train(trainer, settings, inputs, reports, plan, checkpoint, interruption)
+    _print_plan(settings, inputs, counted, trainer, plan, notes=run.notes)
+    tokenizer = trainer.processing_class
+    assert isinstance(tokenizer, PreTrainedTokenizerBase)
+    identity = run_identity(settings, tokenizer, trainer.train_dataset)
+    manifest = shared_manifest(
+        settings,
+        tokenizer,
+        data_report={report.desc: dataclasses.asdict(report) for report in reports},
+        master_dtype=trainer.master_dtype_note,
+        engine=engine_name(settings.training, trainer),
+        resumed_from=run.checkpoint,
+    )
+    manifest |= pairs_manifest(settings.training, tokenizer, trainer.train_dataset, plan)
+    manifest |= told_before(settings, inputs.advice, inputs.warnings)
+    trainer.add_callback(LogFile())
+    run.train(
+        trainer,
+        RunRecord(
+            identity=identity,
+            manifest=manifest,
+            card=partial(model_card, settings),
+            counts={"train": {"train_pairs": counted.train}, "eval": {"eval_pairs": counted.evaluation}},
+            settings=settings.resolved,
+        ),
+    )
 
 
 def run_reference(settings: RunSettings) -> None:
@@ -156,18 +148,6 @@ def run_reference(settings: RunSettings) -> None:
         say(f"{name}: {_pairs(data):,} pairs; mean log-probs in nats: {means}")
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
-
-
-class _Inputs(NamedTuple):
-    """What a run is made from, before any weight is read."""
-
-    config: PretrainedConfig
-    tokenizer: PreTrainedTokenizerBase
-    train: Dataset
-    evaluation: Dataset | None
-    warnings: Sequence[str]
-    advice: list[Advice]
-    origin: Callable[[int], str]
 
 
 def _begin(settings: RunSettings) -> None:
@@ -212,36 +192,6 @@ def _build_trainer(settings: RunSettings, inputs: _Inputs) -> PreferenceTrainer:
     return trainer
 
 
-def check_engine(args: TrainingArguments) -> None:
-    """Refuse an engine that would leave no model behind, or that cuts sequences; every process must call it.
-
-    What would let DeepSpeed wait for ever is put right.
-
-    Raises:
-        ConfigError: ZeRO-3 does not gather its weights at saving; one sequence is split over devices.
-    """
-    check_parallelism(args)
-    plugin = getattr(args, "deepspeed_plugin", None)
-    if plugin is not None:
-        remove_stale_locks()
-    if plugin is None or plugin.zero_stage != 3:
-        return
-    gather = plugin.deepspeed_config.get("zero_optimization", {}).get("stage3_gather_16bit_weights_on_model_save")
-    if gather in (False, None):
-        raise ConfigError(
-            "ZeRO-3 without gathering leaves no model behind: set zero3_save_16bit_model: true in the accelerate "
-            "config (stage3_gather_16bit_weights_on_model_save in a DeepSpeed config)"
-        )
-
-
-def quiet_libraries(args: TrainingArguments) -> None:
-    """Library messages by `log_level`; ours at info on the main process."""
-    level = args.get_process_log_level()
-    transformers.utils.logging.set_verbosity(level)
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", datefmt="%H:%M:%S")
-    logging.getLogger("simpo").setLevel(level)
-
-
 def _merge_init_kwargs(settings: RunSettings) -> None:
     model = settings.model
     given = settings.training.model_init_kwargs or {}
@@ -250,30 +200,26 @@ def _merge_init_kwargs(settings: RunSettings) -> None:
     settings.training.model_init_kwargs = {key: value for key, value in named.items() if value} | given
 
 
-def _sample_report(
-    train: Dataset, evaluation: Dataset | None, tokenizer: PreTrainedTokenizerBase, args: PreferenceConfig
-) -> tuple[int, int, list[TokenizeReport]]:
+def _sampled(inputs: _Inputs, args: PreferenceConfig) -> _Counted:
     """Tokenise a sample of each set; pair counts are extrapolated from it."""
     counts, reports = [], []
-    for name, data in (("train", train), ("eval", evaluation)):
+    for name, data in (("train", inputs.train), ("eval", inputs.evaluation)):
         if data is None:
             counts.append(0)
             continue
         sample = data.select(sample_rows(data, SAMPLE_ROWS))
-        kept, report = tokenized(sample, tokenizer, args, name)
+        kept, report = tokenized(sample, inputs.tokenizer, args, name)
         counts.append(round(len(data) * len(kept) / len(sample)))
         if report is not None:
             report.desc = f"{name}, a sample of {len(sample):,} of {len(data):,} rows"
             reports.append(report)
-    return counts[0], counts[1], reports
+    return _Counted(counts[0], counts[1], reports)
 
 
 def _print_plan(
     settings: RunSettings,
     inputs: _Inputs,
-    train_pairs: int,
-    eval_pairs: int,
-    reports: Iterable[TokenizeReport],
+    counted: _Counted,
     trainer: PreferenceTrainer | None = None,
     plan: PlanSummary | None = None,
     notes: Iterable[str] = (),
@@ -296,87 +242,16 @@ def _print_plan(
     lines = plan_lines(
         settings,
         model_line=model_line(str(settings.model.model_name_or_path), inputs.config, settings),
-        train_pairs=train_pairs,
-        eval_pairs={"eval": eval_pairs} if eval_pairs else {},
-        data_lines=[line for report in reports for line in report.lines()],
+        train_pairs=counted.train,
+        eval_pairs={"eval": counted.evaluation} if counted.evaluation else {},
+        data_lines=[line for report in counted.reports for line in report.lines()],
         plan=plan,
         master_dtype=weights,
         engine=f"{engine_name(args, trainer)}, attention by {attention}",
         advice=inputs.advice,
     )
-    print("\n".join([*lines, *notes]), flush=True)
-
-
-def engine_name(args: TrainingArguments, trainer: Trainer | None = None) -> str:
-    """What drives the run: one process, DDP, DeepSpeed with its stage, or FSDP, on how many processes."""
-    plugin = getattr(args, "deepspeed_plugin", None)
-    if plugin is not None:
-        return f"DeepSpeed ZeRO-{plugin.zero_stage} on {args.world_size} processes"
-    launched = os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true")  # before there is an accelerator
-    if launched if trainer is None else trainer.accelerator.distributed_type == DistributedType.FSDP:
-        return f"FSDP on {args.world_size} processes"
-    return "one process" if args.world_size == 1 else f"DDP on {args.world_size} processes"
-
-
-def _train(
-    trainer: PreferenceTrainer,
-    settings: RunSettings,
-    inputs: _Inputs,
-    reports: Iterable[TokenizeReport],
-    plan: PlanSummary,
-    checkpoint: Path | None,
-    interruption: Interruption,
-) -> None:
-    args, tokenizer = settings.training, trainer.processing_class
-    assert isinstance(tokenizer, PreTrainedTokenizerBase)
-    identity = run_identity(settings, tokenizer, trainer.train_dataset)
-    trainer.add_callback(LogFile())
-    manifest = build_manifest(
-        settings,
-        tokenizer,
-        train_dataset=trainer.train_dataset,
-        plan=plan,
-        data_report={report.desc: dataclasses.asdict(report) for report in reports},
-        master_dtype=trainer.master_dtype_note,
-        engine=engine_name(args, trainer),
-        resumed_from=checkpoint,
-    )
-    manifest |= told_before(settings, inputs.advice, inputs.warnings)
-    result = train_safely(
-        trainer,
-        identity=identity,
-        checkpoint=checkpoint,
-        manifest=manifest,
-        interruption=interruption,
-        settings=settings.resolved,
-    )
-    metrics = dict(result.metrics, train_pairs=_pairs(trainer.train_dataset))
-    trainer.log_metrics("train", metrics)
-    trainer.save_metrics("train", metrics)
-    trainer.save_state()
-    with saving_into(str(args.output_dir), keep=checkpoint):
-        export_model(trainer, str(args.output_dir))  # before the evaluation: whatever happens there, the model is safe
-    if trainer.eval_dataset is not None:
-        evaluated = trainer.evaluate() | {"eval_pairs": _pairs(trainer.eval_dataset)}
-        trainer.log_metrics("eval", evaluated)
-        trainer.save_metrics("eval", evaluated)
-        metrics |= evaluated
-    if trainer.is_world_process_zero():
-        manifest |= {"status": "finished", "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "metrics": metrics}
-        Path(str(args.output_dir), "README.md").write_text(model_card(settings, manifest, metrics))
-        write_manifest(str(args.output_dir), manifest)  # last: it says that everything else is there
-    if args.push_to_hub and trainer.is_world_process_zero():
-        push_folder(trainer, str(args.output_dir))
-    trainer.accelerator.wait_for_everyone()  # no process closes its connections while another still writes
-    say(f"Done: {args.output_dir}")
-    trainer.accelerator.end_training()
+    print("\n".join([*lines, *notes, *inputs.warnings]), flush=True)
 
 
 def _pairs(dataset: Any) -> int:
     return 0 if dataset is None else len(dataset)
-
-
-def say(text: str) -> None:
-    """Print once, however many processes there are."""
-    if PartialState().is_main_process:
-        print(text, flush=True)

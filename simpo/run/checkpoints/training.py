@@ -14,6 +14,7 @@ from simpo.run.checkpoints.resume import check_identity
 from simpo.run.checkpoints.universal import load_on_any_number
 from simpo.run.interrupt import Interruption
 from simpo.run.manifest import write_manifest, write_settings
+from simpo.run.messages import say
 
 
 def train_safely(
@@ -50,7 +51,7 @@ def train_safely(
         check_pickles(checkpoint)
         check_engine_of(checkpoint, trainer)
         note = load_on_any_number(trainer, checkpoint)
-        _say(trainer, f"Going on from {checkpoint}" + (f"; {note}" if note else ""))
+        say(f"Going on from {checkpoint}" + (f"; {note}" if note else ""))
     limit, args.save_total_limit = args.save_total_limit, None  # ours knows which ones are whole
     trainer.add_callback(CheckpointCallback(identity, limit))
     if trainer.is_world_process_zero():
@@ -61,8 +62,3 @@ def train_safely(
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     interruption.raise_if_stopped(folder, trainer.state.global_step)
     return result
-
-
-def _say(trainer: Trainer, text: str) -> None:
-    if trainer.is_world_process_zero():
-        print(text, flush=True)

@@ -3,12 +3,11 @@
 import copy
 import dataclasses
 import logging
-import time
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from accelerate import PartialState
 from datasets import Dataset
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.trainer import TRAINING_ARGS_NAME
@@ -22,20 +21,16 @@ from simpo.data.dialogues import load_dialogues
 from simpo.data.fingerprint import rows_fingerprint
 from simpo.errors import ConfigError
 from simpo.model import load_causal_lm, load_model_config, load_tokenizer, master_dtype
-from simpo.run.checkpoints.faults import check_writable, saving_into
+from simpo.run.attempt import Attempt, RunRecord, attempt
 from simpo.run.checkpoints.resume import choose_checkpoint
-from simpo.run.checkpoints.training import train_safely
-from simpo.run.export import export_model, push_folder
-from simpo.run.folder import remove_earlier_run
-from simpo.run.interrupt import Interruption, command_again, interruptible
-from simpo.run.manifest import identity_of, shared_manifest, write_manifest
-from simpo.run.owner import Owner, owner_of
+from simpo.run.engine import check_engine, engine_name
+from simpo.run.interrupt import command_again, interruptible
+from simpo.run.manifest import identity_of, shared_manifest
+from simpo.run.messages import quiet_libraries, say
 from simpo.run.plan import model_line
 from simpo.run.sft.config import SFTSettings
 from simpo.run.sft.plan import packs_of, plan_lines, sft_card
 from simpo.run.sft.settings import SFTRunSettings
-from simpo.run.train import check_engine, engine_name, quiet_libraries, say
-from simpo.run.watch.heartbeat import Heartbeat, heartbeat
 
 logger = logging.getLogger(__name__)
 
@@ -86,36 +81,31 @@ def run_sft(
         set_seed(args.seed)
         check_engine(args)
         if dry_run:
-            _show_plan(settings, overwrite, resume_from_checkpoint)
+            _show_plan(settings, choose_checkpoint(args, resume_from_checkpoint, overwrite, dry_run=True)[1])
             return
-        folder = args.output_dir or ""
-        check_writable(folder)
-        with owner_of(folder) as owner:
-            owner.take_existing()
-            with heartbeat(args) as pulse, interruption.noted_in(folder):
-                _run(settings, interruption, owner, pulse, overwrite, resume_from_checkpoint)
+        with attempt(args, interruption, overwrite=overwrite, resume=resume_from_checkpoint) as run:
+            _run(settings, run)
 
 
-def _show_plan(settings: SFTRunSettings, overwrite: bool, resume_from_checkpoint: str | bool | None) -> None:
+class _Counted(NamedTuple):
+    """Rows or packs that are trained on and evaluated on, and what became of the conversations."""
+
+    train: int
+    evaluation: int
+    reports: list[DialogueReport]
+
+
+def _show_plan(settings: SFTRunSettings, notes: list[str]) -> None:
     """What a run would do, by a sample of its data."""
     args = settings.training
-    _, notes = choose_checkpoint(args, resume_from_checkpoint, overwrite, dry_run=True)
     config, tokenizer = _load_tokenizer(settings)
     with args.main_process_first(desc="reading data"):
         train, evaluation, _ = load_dialogues(settings.data, args.seed, args.dataset_num_proc)
-        _print_plan(settings, config, *_sampled(train, evaluation, tokenizer, args), notes=notes)
+        _print_plan(settings, config, _sampled(train, evaluation, tokenizer, args), notes)
 
 
-def _run(
-    settings: SFTRunSettings,
-    interruption: Interruption,
-    owner: Owner,
-    pulse: Heartbeat | None,
-    overwrite: bool,
-    resume_from_checkpoint: str | bool | None,
-) -> None:
+def _run(settings: SFTRunSettings, run: Attempt) -> None:
     args = settings.training
-    checkpoint, notes = choose_checkpoint(args, resume_from_checkpoint, overwrite, dry_run=False)
     config, tokenizer = _load_tokenizer(settings)
     with args.main_process_first(desc="reading data"):
         train, evaluation, _ = load_dialogues(settings.data, args.seed, args.dataset_num_proc)
@@ -123,16 +113,21 @@ def _run(
     model = _load_model(settings)
     _stop_after_answers(model, tokenizer)
     trainer = _build_trainer(settings, model, tokenizer, rows)
-    counts = len(trainer.train_dataset), len(trainer.eval_dataset) if evaluation is not None else 0
-    _print_plan(settings, config, *counts, reports, notes=notes, exact=True)
-    PartialState().wait_for_everyone()  # every process has looked at the folder before one writes into it
-    owner.take()
-    if overwrite and checkpoint is None and PartialState().is_main_process:
-        remove_earlier_run(args.output_dir or "")
-    trainer.add_callback(interruption)  # before those that ask at the end of a step whether it is saved
-    if pulse is not None:
-        pulse.follow(trainer)
-    _train(trainer, settings, reports, checkpoint, interruption)
+    count = len(trainer.train_dataset)
+    counted = _Counted(count, len(trainer.eval_dataset) if evaluation is not None else 0, reports)
+    _print_plan(settings, config, counted, run.notes, exact=True)
+    identity = identity_of(settings, trainer.processing_class, _IDENTITY) | {"train_rows": count, "stage": "sft"}
+    identity |= {"train_rows_hash": rows_fingerprint(trainer.train_dataset, ("input_ids", "labels"))}
+    run.train(
+        trainer,
+        RunRecord(
+            identity=identity,
+            manifest=_manifest(trainer, settings, reports, run.checkpoint),
+            card=partial(sft_card, settings),
+            counts={"train": {"train_rows": count}},
+            message="Model after supervised fine-tuning",
+        ),
+    )
 
 
 def _hub_options(settings: SFTRunSettings) -> dict[str, Any]:
@@ -167,7 +162,7 @@ def _tokenized(
 
 def _sampled(
     train: Dataset, evaluation: Dataset | None, tokenizer: PreTrainedTokenizerBase, args: SFTSettings
-) -> tuple[int, int, list[DialogueReport]]:
+) -> _Counted:
     """Tokenise a sample of each set; counts of rows or packs are extrapolated from it."""
     counts, reports = [0, 0], []
     for at, (name, data) in enumerate((("train", train), ("eval", evaluation))):
@@ -179,7 +174,7 @@ def _sampled(
         counts[at] = packs_of(round(share * report.kept), round(share * report.tokens), args)
         report.desc = f"{name}, a sample of {len(sample):,} of {len(data):,} rows"
         reports.append(report)
-    return counts[0], counts[1], reports
+    return _Counted(counts[0], counts[1], reports)
 
 
 def choose_attention(requested: str | None, args: SFTSettings) -> str | None:
@@ -263,24 +258,17 @@ def _build_trainer(
 
 
 def _print_plan(
-    settings: SFTRunSettings,
-    config: PretrainedConfig,
-    rows: int,
-    eval_rows: int,
-    reports: list[DialogueReport],
-    *,
-    exact: bool = False,
-    notes: list[str] | None = None,
+    settings: SFTRunSettings, config: PretrainedConfig, counted: _Counted, notes: list[str], *, exact: bool = False
 ) -> None:
     args = settings.training
     attention = choose_attention(settings.model.attn_implementation, args) or "sdpa (eager where a model has none)"
     lines = plan_lines(
         settings,
         model_line=model_line(str(settings.model.model_name_or_path), config, settings),
-        rows=rows,
-        eval_rows=eval_rows,
+        rows=counted.train,
+        eval_rows=counted.evaluation,
         exact=exact,
-        data_lines=[line for report in reports for line in report.lines()],
+        data_lines=[line for report in counted.reports for line in report.lines()],
         master_dtype=_weights(settings)[1],
         engine=f"{engine_name(args)}, attention by {attention}",
     )
@@ -289,44 +277,7 @@ def _print_plan(
         lines.append(
             f"  packs without flash-attn need a mask of up to {tokens:,} x {tokens:,} tokens for each micro-batch"
         )
-    say("\n".join([*lines, *(notes or [])]))
-
-
-def _train(
-    trainer: Any,
-    settings: SFTRunSettings,
-    reports: list[DialogueReport],
-    checkpoint: Path | None,
-    interruption: Interruption,
-) -> None:
-    args, tokenizer, folder = settings.training, trainer.processing_class, str(settings.training.output_dir)
-    rows = {"train_rows": len(trainer.train_dataset)}
-    identity = identity_of(settings, tokenizer, _IDENTITY) | rows
-    identity |= {"stage": "sft", "train_rows_hash": rows_fingerprint(trainer.train_dataset, ("input_ids", "labels"))}
-    manifest = _manifest(trainer, settings, reports, checkpoint)
-    result = train_safely(
-        trainer, identity=identity, checkpoint=checkpoint, manifest=manifest, interruption=interruption
-    )
-    metrics: dict[str, float] = result.metrics | rows
-    trainer.log_metrics("train", metrics)
-    trainer.save_metrics("train", metrics)
-    trainer.save_state()
-    with saving_into(folder, keep=checkpoint):
-        export_model(trainer, folder)  # before the evaluation: whatever happens there, the model is safe
-    if trainer.eval_dataset is not None:
-        evaluated = trainer.evaluate()
-        trainer.log_metrics("eval", evaluated)
-        trainer.save_metrics("eval", evaluated)
-        metrics |= evaluated
-    if trainer.is_world_process_zero():
-        manifest |= {"status": "finished", "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "metrics": metrics}
-        Path(folder, "README.md").write_text(sft_card(settings, manifest, metrics))
-        write_manifest(folder, manifest)  # last: it says that everything else is there
-    if args.push_to_hub and trainer.is_world_process_zero():
-        push_folder(trainer, folder, "Model after supervised fine-tuning")
-    trainer.accelerator.wait_for_everyone()  # no process closes its connections while another still writes
-    say(f"Done: {folder}")
-    trainer.accelerator.end_training()
+    say("\n".join([*lines, *notes]))
 
 
 def _manifest(
