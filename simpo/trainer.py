@@ -124,6 +124,7 @@ class PreferenceTrainer(Trainer):
         self._look: Callable[[nn.Module, PackedBatch], dict[str, Tensor]] = self.scorer.metrics
         self._evaluated_first = False
         self.name_row: Callable[[int], str] = "row {}".format  # of the training data, in errors
+        self.is_interrupted: Callable[[], bool] = lambda: False  # whether its next start goes on where it ended
         super().__init__(
             model=policy,
             args=args,

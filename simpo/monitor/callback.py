@@ -110,8 +110,11 @@ class Monitors(TrainerCallback):
             self._look()
 
     def on_train_end(self, args: TrainingArguments, *_: Any, **__: Any) -> None:
-        """Look for the last time, where no evaluation did; the best model, loaded by now, is that of another step."""
-        if not args.load_best_model_at_end:
+        """Look for the last time, where no evaluation did, and the run does not go on with its next start.
+
+        The best model, loaded by now, is that of another step.
+        """
+        if not (args.load_best_model_at_end or self._trainer.is_interrupted()):  # who interrupts it gives it seconds
             self._look()
 
     def on_log(

@@ -93,6 +93,7 @@ def run_training(
 
 def _run(settings: RunSettings, run: Attempt, inputs: _Inputs) -> None:
     trainer = _build_trainer(settings, inputs)
+    trainer.is_interrupted = lambda: run.interruption.stopped
     reports = [report for report in (trainer.train_report, *trainer.eval_reports.values()) if report is not None]
     counted = _Counted(_pairs(trainer.train_dataset), _pairs(trainer.eval_dataset), reports)
     plan = trainer.plan_summary()

@@ -143,6 +143,29 @@ def test_an_interrupted_run_loads_no_best_model(make_config, tmp_path, monkeypat
     assert not loaded and settings.training.load_best_model_at_end is True
 
 
+def test_an_interrupted_run_is_not_looked_at_once_more(make_config, tmp_path, monkeypatch) -> None:
+    """The monitors look where they would have without the signal, and the run leaves with its checkpoint at once."""
+    on_log, sent = LogFile.on_log, []
+
+    def log(self, args, state, control, **named):
+        on_log(self, args, state, control, **named)
+        if state.global_step == 1 and not sent:
+            sent.append(True)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def looks() -> list[int]:
+        lines = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+        return [line["step"] for line in lines if "monitor/logps/chosen" in line]
+
+    monkeypatch.setattr(LogFile, "on_log", log)
+    rarely = {"monitor": "warn", "monitor_prompts": 0, "max_steps": 6, "eval_strategy": "steps", "eval_steps": 6}
+    config = str(make_config(num_train_epochs=2, **rarely))
+    assert cli.main(["train", config]) == 75
+    assert (tmp_path / "out" / "checkpoint-2").is_dir() and looks() == [0]
+    assert cli.main(["train", config]) == 0
+    assert looks() == [0, 6]
+
+
 def test_what_goes_on_with_a_run() -> None:
     assert command_again(False, None) == command_again(False, True) == "the same command"
     assert command_again(True, None) == "the same command without --overwrite"
