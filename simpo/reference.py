@@ -10,12 +10,10 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 from torch import nn
@@ -23,9 +21,8 @@ from transformers.utils.hub import cached_file, extract_commit_hash
 
 from simpo.data.fingerprint import rows_fingerprint
 from simpo.errors import ConfigError
+from simpo.main_process import on_main
 from simpo.packing import PackedDataset
-
-_T = TypeVar("_T")
 
 PART_ROWS = 16_384  # pairs that an interrupted pass loses at most
 REFERENCE_COLUMNS = ("ref_chosen", "ref_rejected")
@@ -212,7 +209,7 @@ def fill_references(
     """
     found: list[dict[str, np.ndarray]] = []
     for rows in parts(len(packed)):
-        arrays = _on_main_process(lambda rows=rows: cache.read(rows))  # type: ignore[misc]
+        arrays = on_main(lambda rows=rows: cache.read(rows))  # type: ignore[misc]
         if arrays is None:
             if compute is None:
                 raise ConfigError(
@@ -221,7 +218,7 @@ def fill_references(
                     "reference_cache to the folder of the run that is to go on"
                 )
             arrays = compute(rows)
-            _on_main_process(lambda rows=rows, arrays=arrays: cache.write(rows, arrays))  # type: ignore[misc]
+            on_main(lambda rows=rows, arrays=arrays: cache.write(rows, arrays))  # type: ignore[misc]
         elif compute is not None and not found:
             _check_few(packed, arrays, compute, cache, exact)
         found.append(arrays)
@@ -247,17 +244,3 @@ def _check_few(
                 f"{cached[f'ref_{side}'][row]:.4f} there and {fresh[f'ref_{side}'][row]:.4f} now; delete the folder, "
                 "and they are computed again"
             )
-
-
-def _on_main_process(work: Callable[[], _T]) -> _T:
-    """What the main process found, on all of them; so too what it failed with."""
-    result: Any = None
-    if PartialState().is_main_process:
-        try:
-            result = work()
-        except ConfigError as error:
-            result = error
-    (result,) = broadcast_object_list([result])
-    if isinstance(result, ConfigError):
-        raise result
-    return result

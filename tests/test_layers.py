@@ -17,7 +17,7 @@ PACKAGE = ROOT / "simpo"
 # From the ground up: a file imports from its own layer or from one below. Folders count as one name.
 LAYERS = (
     {"errors", "losses", "logps", "attention", "flops", "estimates", "redact", "repetition"},
-    {"batching", "packing", "parity", "metrics", "objectives", "processes", "weights"},
+    {"batching", "main_process", "packing", "parity", "metrics", "objectives", "processes", "weights"},
     {"checks", "config", "forward", "model", "settings", "data", "reference", "loaders", "scoring", "engines", "store"},
     {"trainer", "initial_policy", "monitor", "planning", "audit", "sampling"},
     {"run"},

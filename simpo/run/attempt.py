@@ -99,7 +99,7 @@ class Attempt:
 
     def _begin(self, trainer: Trainer, folder: str) -> None:
         PartialState().wait_for_everyone()  # every process has looked at the folder before one writes into it
-        self.owner.take()
+        self.owner.check_alone()
         if self.overwrite and self.checkpoint is None and PartialState().is_main_process:
             remove_earlier_run(folder)
         trainer.add_callback(self.interruption)  # before those that ask at the end of a step whether it is saved
@@ -135,7 +135,7 @@ def attempt(
     folder = str(args.output_dir)
     check_writable(folder)
     with owner_of(folder) as owner:
-        owner.take_existing()
+        owner.take()
         with heartbeat(args) as pulse, interruption.noted_in(folder):
             checkpoint, notes = choose_checkpoint(args, resume, overwrite, dry_run=False)
             yield Attempt(interruption, checkpoint, notes, overwrite, owner, pulse)

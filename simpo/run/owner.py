@@ -6,12 +6,17 @@ import contextlib
 import os
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from simpo.errors import ConfigError
-from simpo.run.checkpoints.seal import on_main
+from simpo.main_process import on_main
 from simpo.run.folder import MANIFEST
+
+try:
+    import fcntl
+except ImportError:  # not a Unix
+    fcntl = None  # type: ignore[assignment]
 
 WAIT = 60.0
 """Seconds in which an earlier run that was told to stop may save and end."""
@@ -30,42 +35,46 @@ class Owner:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self._held: int | None = None
+        self._made: list[Path] = []  # for it, innermost first
+        self._begun = False  # whether there was a run in it before
 
-    def take_existing(self, wait: float = WAIT) -> None:
-        """Hold the folder if it is there, before anything in it is looked at; every process must call it.
+    def take(self, wait: float = WAIT) -> None:
+        """Make the folder and hold it, before anything in it is looked at; every process must call it.
 
         Raises:
             ConfigError: another process holds it for longer than `wait` seconds.
         """
-        _for_all(lambda: self._take(wait) if self.folder.is_dir() else "")
+        on_main(lambda: self._take(wait))
 
-    def take(self, wait: float = WAIT) -> None:
-        """Make the folder and hold it, before anything is written into it; every process must call it.
+    def check_alone(self) -> None:
+        """Look whether another run began in the folder, where nothing can hold it; every process must call it.
 
         Raises:
-            ConfigError: another process holds it, or wrote into it since `take_existing`.
+            ConfigError: another run wrote into it since `take`.
         """
 
-        def take() -> str:
-            if self._held is not None:
-                return ""
+        def look() -> None:
+            if not self._begun and (self.folder / MANIFEST).exists():
+                raise ConfigError(f"output_dir: {self.folder} now holds {MANIFEST}: another run began in it meanwhile")
+
+        on_main(look)
+
+    def _take(self, wait: float) -> None:
+        self._made = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
+        limit = time.monotonic() + wait
+        held: int | None = None
+        while held is None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            if busy := self._take(wait):
-                return busy
-            if (self.folder / MANIFEST).exists():
-                return f"output_dir: {self.folder} was not there and now holds {MANIFEST}: another run began in it"
-            return ""
+            with contextlib.suppress(FileNotFoundError):  # who held it has just removed it
+                held = self._lock(limit, wait)
+        self._held = held
+        self._begun = (self.folder / MANIFEST).exists()
+        _HOLDING.add(self)
 
-        _for_all(take)
-
-    def _take(self, wait: float) -> str:
-        try:
-            import fcntl
-        except ImportError:  # not a Unix
-            return ""
-        handle = os.open(self.folder, os.O_RDONLY | os.O_CLOEXEC)
-        limit, said = time.monotonic() + wait, False
-        while True:
+    def _lock(self, limit: float, wait: float) -> int | None:
+        """An open handle of the folder that holds it; None where the folder is another one by then."""
+        handle, said = os.open(self.folder, os.O_RDONLY | os.O_CLOEXEC), False
+        while fcntl is not None:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
@@ -73,25 +82,34 @@ class Owner:
                 holder = _holder(handle)
                 if time.monotonic() > limit:
                     os.close(handle)
-                    return (
+                    raise ConfigError(
                         f"output_dir: {self.folder} is in use by another run{holder}: wait for its end, stop it, or "
                         "choose another output_dir"
-                    )
+                    ) from None
                 if not said:
                     print(f"{self.folder} is in use by another run{holder}; waiting {wait:.0f} s for it", flush=True)
                 said = True
                 time.sleep(0.1)
             except OSError:  # a file system without locks of folders
                 break
-        self._held = handle
-        _HOLDING.add(self)
-        return ""
+        if self.folder.exists() and os.path.samestat(os.fstat(handle), os.stat(self.folder)):
+            return handle
+        os.close(handle)
+        return None
 
-    def release(self) -> None:
-        """Let go of the folder."""
+    def let_go(self) -> None:
+        """Let go of the folder, and leave it as it is."""
         if self._held is not None:
             os.close(self._held)
             self._held = None
+
+    def release(self) -> None:
+        """Let go of the folder, which is removed where it was made for this run and nothing is in it."""
+        with contextlib.suppress(OSError):  # something is
+            for path in self._made:
+                path.rmdir()
+        self._made = []
+        self.let_go()
 
 
 _HOLDING: weakref.WeakSet[Owner] = weakref.WeakSet()
@@ -100,7 +118,7 @@ _HOLDING: weakref.WeakSet[Owner] = weakref.WeakSet()
 def _let_go_in_fork() -> None:
     """A worker that outlives a run that was killed must not hold its folder."""
     for owner in list(_HOLDING):
-        owner.release()
+        owner.let_go()
 
 
 if hasattr(os, "register_at_fork"):  # a Unix
@@ -116,12 +134,6 @@ def _holder(handle: int) -> str:
             if words[1] == "FLOCK" and words[5].rpartition(":")[2] == str(number):
                 return f" (process {words[4]})"
     return ""
-
-
-def _for_all(take: Callable[[], str]) -> None:
-    """Do something on the main process; what is wrong there is an error everywhere."""
-    if wrong := on_main(take):
-        raise ConfigError(wrong)
 
 
 @contextlib.contextmanager

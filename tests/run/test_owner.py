@@ -24,7 +24,7 @@ def holder(folder: Path, seconds: float) -> int:
     pid = os.fork()
     if pid == 0:
         owner = Owner(folder)
-        owner.take_existing()
+        owner.take()
         os.write(told, b"x")
         time.sleep(seconds)
         os._exit(0)
@@ -38,14 +38,13 @@ def test_a_folder_has_one_owner(tmp_path: Path, capsys) -> None:
         pytest.raises(ConfigError, match=rf"is in use by another run \(process {pid}\): wait for its end, stop it"),
         owner_of(tmp_path) as owner,
     ):
-        owner.take_existing(wait=0.2)
+        owner.take(wait=0.2)
     assert "waiting 0 s for it" in capsys.readouterr().out
     os.kill(pid, signal.SIGKILL)  # the system lets go of it
     os.waitpid(pid, 0)
     with owner_of(tmp_path) as owner:
-        owner.take_existing(wait=0)
+        owner.take(wait=0)
     with owner_of(tmp_path) as owner:  # given back
-        owner.take_existing(wait=0)
         owner.take(wait=0)
     assert list(tmp_path.iterdir()) == []
 
@@ -56,7 +55,7 @@ def test_workers_that_outlive_a_run_do_not_hold_its_folder(tmp_path: Path) -> No
     pid = os.fork()
     if pid == 0:
         owner = Owner(tmp_path)
-        owner.take_existing()
+        owner.take()
         worker = os.fork()
         if worker == 0:
             time.sleep(60)
@@ -69,7 +68,7 @@ def test_workers_that_outlive_a_run_do_not_hold_its_folder(tmp_path: Path) -> No
     os.waitpid(pid, 0)
     try:
         with owner_of(tmp_path) as owner:
-            owner.take_existing(wait=0)
+            owner.take(wait=0)
     finally:
         os.kill(worker, signal.SIGKILL)
 
@@ -77,24 +76,61 @@ def test_workers_that_outlive_a_run_do_not_hold_its_folder(tmp_path: Path) -> No
 def test_an_earlier_run_that_ends_is_waited_for(tmp_path: Path) -> None:
     pid = holder(tmp_path, 0.5)
     with owner_of(tmp_path) as owner:
-        owner.take_existing(wait=20)
+        owner.take(wait=20)
     os.waitpid(pid, 0)
 
 
-def test_a_run_that_began_meanwhile(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_there_has_one_owner_too(tmp_path: Path) -> None:
+    """Before its processes leave their signs in it: two runs that start at once would remove each other's."""
+    out = tmp_path / "runs" / "out"
+    with owner_of(out) as first, owner_of(out) as second:
+        first.take()
+        with pytest.raises(ConfigError, match="is in use by another run"):
+            second.take(wait=0)
+    assert list(tmp_path.iterdir()) == []  # nothing was written
+    with owner_of(out) as owner:
+        owner.take(wait=0)
+        (out / "file").touch()
+    assert (out / "file").is_file()
+
+
+def test_a_folder_that_its_owner_removes_is_made_anew(tmp_path: Path) -> None:
+    """Who waited for it would else hold what is no longer there, and a third run could begin beside it."""
+    out = tmp_path / "out"
+    ready, told = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        with owner_of(out) as owner:
+            owner.take()
+            os.write(told, b"x")
+            time.sleep(0.5)
+        os._exit(0)
+    os.read(ready, 1)
+    with owner_of(out) as owner, owner_of(out) as third:
+        owner.take(wait=20)
+        assert out.is_dir()
+        with pytest.raises(ConfigError, match="is in use"):
+            third.take(wait=0)
+    os.waitpid(pid, 0)
+
+
+def test_a_run_that_began_meanwhile_where_nothing_is_locked(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("simpo.run.owner.fcntl", None)
     with owner_of(tmp_path / "out") as owner:
-        owner.take_existing()
-        (tmp_path / "out").mkdir()
+        owner.take()
+        owner.check_alone()
         (tmp_path / "out" / "run_manifest.json").write_text("{}")
-        with pytest.raises(ConfigError, match=r"was not there and now holds run_manifest\.json: another run"):
-            owner.take(wait=0)
+        with pytest.raises(ConfigError, match=r"out now holds run_manifest\.json: another run began in it meanwhile"):
+            owner.check_alone()
+    with owner_of(tmp_path / "out") as owner:
+        owner.take()
+        owner.check_alone()  # it goes on with what was there
 
 
 def test_a_run_does_not_start_in_the_folder_of_another(make_config, tmp_path: Path, monkeypatch) -> None:
     config = make_config(max_steps=1)
     (tmp_path / "out").mkdir()
-    monkeypatch.setattr("simpo.run.owner.WAIT", 0.0)
-    monkeypatch.setattr(Owner.take_existing, "__defaults__", (0.0,))
+    monkeypatch.setattr(Owner.take, "__defaults__", (0.0,))
     pid = holder(tmp_path / "out", 60)
     with pytest.raises(ConfigError, match="is in use by another run"):
         run_training(read_settings(config))

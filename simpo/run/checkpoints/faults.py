@@ -10,7 +10,8 @@ from pathlib import Path
 from accelerate import PartialState
 
 from simpo.errors import ConfigError, StoreError
-from simpo.run.checkpoints.seal import IDENTITY, on_main
+from simpo.main_process import on_main
+from simpo.run.checkpoints.seal import IDENTITY
 from simpo.run.folder import begun_checkpoints, checkpoints
 
 _FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up", errno.EROFS: "it cannot be written"}
@@ -26,18 +27,16 @@ def check_writable(folder: str | Path) -> None:
         ConfigError: the folder, or where it is to be made, cannot be written.
     """
 
-    def wrong() -> str:
+    def write() -> None:
         path = Path(folder).absolute()
         try:
             existing = next(parent for parent in (path, *path.parents) if parent.exists())
             with tempfile.TemporaryFile(dir=existing) as file:
                 file.write(b"x")
         except OSError as error:
-            return str(error.strerror or error)
-        return ""
+            raise ConfigError(f"output_dir: {folder} cannot be written: {error.strerror or error}") from error
 
-    if reason := on_main(wrong):  # on all processes: none waits for the one that cannot write
-        raise ConfigError(f"output_dir: {folder} cannot be written: {reason}")
+    on_main(write)
 
 
 @contextlib.contextmanager

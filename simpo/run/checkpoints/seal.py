@@ -10,9 +10,10 @@ from typing import Any
 
 import xxhash
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 from tqdm.auto import tqdm
 
+from simpo.main_process import on_main
 from simpo.store.shards import sync_folder, write_whole
 
 IDENTITY = "run_identity.json"  # the mark: which run wrote the checkpoint
@@ -99,17 +100,9 @@ def _names(folder: Path) -> list[str]:
         names = sorted(path.relative_to(folder).as_posix() for path in files)
         return [name for name in names if name not in (FILES, IDENTITY)]
 
-    names: list[str] = on_main(listed)
-    return names
+    return on_main(listed)
 
 
 def _share(names: list[str]) -> list[str]:
     state = PartialState()
     return names[state.process_index :: state.num_processes]
-
-
-def on_main(look: Any) -> Any:
-    """What the main process sees, for all; every process must call it."""
-    state = PartialState()
-    answer = [look() if state.is_main_process else None]
-    return broadcast_object_list(answer)[0]

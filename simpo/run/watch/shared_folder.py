@@ -23,11 +23,10 @@ class SharedFolder:
     Args:
         path: of the folder.
         run: names this start.
-        made: folders that were made for it, innermost first.
     """
 
-    def __init__(self, path: Path, run: str, made: list[str]) -> None:
-        self.path, self.run, self.made = path, run, made
+    def __init__(self, path: Path, run: str) -> None:
+        self.path, self.run = path, run
         self._kept = False
 
     def keep(self) -> None:
@@ -35,15 +34,14 @@ class SharedFolder:
         self._kept = True
 
     def remove(self) -> None:
-        """Remove this process's files; whoever comes last removes the folder, and those that are empty again."""
+        """Remove this process's files; whoever comes last removes the folder."""
         if self._kept:
             return
         rank = PartialState().process_index
         for name in (f"{self.run}-{rank}.json", *([self.run] if rank == 0 else [])):
             (self.path / name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # others are still there
-            for folder in (self.path, *map(Path, self.made)):
-                folder.rmdir()
+            self.path.rmdir()
 
 
 @contextlib.contextmanager
@@ -58,16 +56,14 @@ def shared_folder(output_dir: str, timeout: float = 0) -> Iterator[SharedFolder]
         ConfigError: not all processes see the files of the first one.
     """
     path, state = Path(output_dir).absolute() / SIGNS, PartialState()
-    made: list[str] = []
     run = ""
     if state.is_main_process:
-        made = [str(parent) for parent in path.parents if not parent.exists()]
         run = secrets.token_hex(4)
         shutil.rmtree(path, ignore_errors=True)  # of an earlier start
         path.mkdir(parents=True, exist_ok=True)
         (path / run).write_text("")
-    run, made = broadcast_object_list([run, made])
-    folder = SharedFolder(path, run, made)
+    (run,) = broadcast_object_list([run])
+    folder = SharedFolder(path, run)
     try:
         _check_seen(path / run, output_dir, min(_PATIENCE, timeout / 2 or _PATIENCE))
         yield folder

@@ -26,7 +26,7 @@ class Watched:
         self.now = 0.0
         for place in (module, signs):
             monkeypatch.setattr(place, "time", SimpleNamespace(monotonic=lambda: self.now))
-        self.pulse = Heartbeat(SharedFolder(folder, "run", []), TIMEOUT, "out")
+        self.pulse = Heartbeat(SharedFolder(folder, "run"), TIMEOUT, "out")
         self.pulse._observer = Observer([self.pulse._file, folder / "other"])
         self.file = folder / "other"
         self.other = Sign(1, "node-b", "another machine", 4321, step=3, place="loaders.py:90 (fetch)")

@@ -1,0 +1,43 @@
+"""What the main process does for all processes of a run."""
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, TypeVar, cast
+
+import torch.distributed as dist
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+
+from simpo.errors import SimPOError
+
+_T = TypeVar("_T")
+
+
+def on_main(work: Callable[[], _T], patience: timedelta | None = None) -> _T:
+    """What the main process finds, or fails with, on all of them; every process must call it.
+
+    Args:
+        work: done by the main process alone; what it returns can be pickled.
+        patience: how long the others wait for it. None: as long as for any collective (`ddp_timeout`), after which
+            they would end the run.
+
+    Raises:
+        SimPOError: what the main process raised, on every process.
+    """
+    state = PartialState()
+    waiting: Any = None
+    if patience is not None and state.num_processes > 1:
+        waiting = dist.new_group(backend="gloo", timeout=patience)  # NCCL's own watchdog knows one time-out for all
+    outcome: list[Any] = [None, None]
+    if state.is_main_process:
+        try:
+            outcome[0] = work()
+        except SimPOError as error:
+            outcome[1] = error
+    if waiting is not None:
+        dist.barrier(group=waiting)
+        dist.destroy_process_group(waiting)
+    found, failure = broadcast_object_list(outcome)
+    if failure is not None:
+        raise failure
+    return cast(_T, found)
