@@ -91,11 +91,11 @@ class Attempt:
             manifest = record.manifest | finished
             Path(folder, "README.md").write_text(record.card(manifest, metrics))
             write_manifest(folder, manifest)  # last: it says that everything else is there
-        if trainer.args.push_to_hub and trainer.is_world_process_zero():
-            push_folder(trainer, folder, record.message)
         trainer.accelerator.wait_for_everyone()  # no process closes its connections while another still writes
-        say(f"Done: {folder}")
         trainer.accelerator.end_training()
+        if trainer.args.push_to_hub and trainer.is_world_process_zero():
+            push_folder(trainer, folder, record.message)  # when nobody waits: no collective waits for hours
+        say(f"Done: {folder}")
 
     def _begin(self, trainer: Trainer, folder: str) -> None:
         PartialState().wait_for_everyone()  # every process has looked at the folder before one writes into it

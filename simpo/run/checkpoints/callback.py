@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from simpo.run.checkpoints.seal import seal, unseal
@@ -55,6 +56,7 @@ class CheckpointCallback(TrainerCallback):
             for old in found[: -max(1, self.limit)]:
                 if old.name != best:
                     remove_checkpoint(old)
+        PartialState().wait_for_everyone()  # here, where waiting is no sign of a hang, and not in the next step
 
 
 def remove_checkpoint(folder: Path) -> None:

@@ -53,7 +53,7 @@ def saving_into(folder: str | Path, keep: Path | None = None) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        why = _why(error, Path(folder))
+        why = why_unwritten(error, Path(folder))
         if why is None:
             raise
         half = _remove_half_written(Path(folder), keep)
@@ -61,11 +61,11 @@ def saving_into(folder: str | Path, keep: Path | None = None) -> Iterator[None]:
         kept = f"{whole} is whole, and the same command goes on from it" if whole else "there is no checkpoint yet"
         free = shutil.disk_usage(folder).free
         raise StoreError(
-            f"{folder}: {why} ({_size(free)} free now{half}). {kept}: make room, or lower save_total_limit"
+            f"{folder}: {why} ({size_text(free)} free now{half}). {kept}: make room, or lower save_total_limit"
         ) from error
 
 
-def _why(error: BaseException | None, folder: Path) -> str | None:
+def why_unwritten(error: BaseException | None, folder: Path) -> str | None:
     """Why a write failed, where that is a matter of the disk."""
     failed = False
     while error is not None:
@@ -86,10 +86,11 @@ def _remove_half_written(folder: Path, keep: Path | None) -> str:
         return ""
     bytes_written = sum(path.stat().st_size for path in newest.rglob("*") if path.is_file())
     shutil.rmtree(newest, ignore_errors=True)
-    return f", after {newest.name} with {_size(bytes_written)} was removed"
+    return f", after {newest.name} with {size_text(bytes_written)} was removed"
 
 
-def _size(count: float) -> str:
+def size_text(count: float) -> str:
+    """A number of bytes for people."""
     for unit in ("bytes", "KiB", "MiB", "GiB"):
         if count < 1024:
             return f"{count:.3g} {unit}"

@@ -6,21 +6,26 @@ rewrite the parts into one file for each parameter, which any number of processe
 
 import argparse
 import shutil
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from simpo.errors import ModelError
+from simpo.errors import ModelError, SimPOError, StoreError
+from simpo.main_process import on_main
+from simpo.run.checkpoints.faults import size_text, why_unwritten
 
 _LATEST = "latest_universal"  # names the converted folder, where DeepSpeed looks for it
+_PATIENCE = timedelta(days=2)  # one process reads and writes the whole state twice, which may be terabytes
 
 
 def load_on_any_number(trainer: Trainer, checkpoint: Path) -> str | None:
     """Let a ZeRO run load a checkpoint that another number of processes wrote; every process must call it.
 
-    It is converted into a folder inside the checkpoint, which needs its size once more and is removed after loading.
+    It is converted into a folder inside the checkpoint, which needs about twice its size meanwhile and is removed after
+    loading.
 
     Args:
         trainer: before `train`.
@@ -31,6 +36,7 @@ def load_on_any_number(trainer: Trainer, checkpoint: Path) -> str | None:
 
     Raises:
         ModelError: DeepSpeed could not convert it.
+        StoreError: there was no room, or the checkpoint's folder cannot be written.
     """
     plugin = getattr(trainer.args, "deepspeed_plugin", None)
     parts = list(checkpoint.glob("global_step*/*_optim_states.pt"))
@@ -39,9 +45,7 @@ def load_on_any_number(trainer: Trainer, checkpoint: Path) -> str | None:
         return None
     source = parts[0].parent
     target = source.with_name(f"{source.name}_universal")
-    if PartialState().is_main_process:
-        _convert(source, target)
-    PartialState().wait_for_everyone()
+    on_main(lambda: _convert(source, target), patience=_PATIENCE)
     plugin = trainer.accelerator.state.deepspeed_plugin
     plugin.deepspeed_config.setdefault("checkpoint", {})["load_universal"] = True
     trainer.add_callback(_AfterLoading(trainer, target))
@@ -51,21 +55,55 @@ def load_on_any_number(trainer: Trainer, checkpoint: Path) -> str | None:
 def _convert(source: Path, target: Path) -> None:
     from deepspeed.checkpoint import ds_to_universal
 
-    part = target.with_name(target.name + ".part")
-    for old in (target, part):
-        shutil.rmtree(old, ignore_errors=True)
+    part = _part_of(target)
+    _remove_converted(target)
+    # One worker. DeepSpeed's pool forks this process; a fork has none of the threads of OpenMP, so that it would wait
+    # for ever in its first large copy, and each worker would hold one process's part of the state in memory.
     options = argparse.Namespace(
         input_folder=str(source), output_folder=str(part), num_extract_workers=1, num_merge_workers=1,
         keep_temp_folder=False, strict=True, inject_missing_state=True,
     )  # fmt: skip
     try:
         ds_to_universal.main(options)
-    except (AssertionError, KeyError, ValueError, RuntimeError) as error:
-        raise ModelError(
-            f"DeepSpeed cannot convert {source} for another number of processes: {error}; start as many as wrote it"
-        ) from error
-    part.rename(target)
-    (source.parent / _LATEST).write_text(target.name)
+        part.rename(target)
+        (source.parent / _LATEST).write_text(target.name)
+    except BaseException as error:
+        explained = _explain(error, source)  # before there is room again
+        _remove_converted(target)
+        if explained is None:
+            raise
+        raise explained from error
+
+
+def _explain(error: BaseException, source: Path) -> SimPOError | None:
+    if isinstance(error, SimPOError) or not isinstance(error, Exception):  # as a signal's
+        return None
+    why = why_unwritten(error, source) or (str(error) if isinstance(error, OSError) else None)
+    as_many = "start as many processes as wrote it"
+    if why is None:
+        return ModelError(f"DeepSpeed cannot convert {source} for another number of processes: {error}; {as_many}")
+    return StoreError(
+        f"{source.parent}: {why} while the checkpoint was converted for another number of processes, for which it "
+        f"needs {size_text(_room(source))} of room until it is loaded; make room, or {as_many}"
+    )
+
+
+def _room(source: Path) -> int:
+    """Bytes: the optimizer's state as pieces of parameters and as whole ones, and a copy of the model's."""
+    sizes = {
+        kind: sum(path.stat().st_size for path in source.glob(f"*{kind}_states.pt")) for kind in ("optim", "model")
+    }
+    return 2 * sizes["optim"] + sizes["model"]
+
+
+def _part_of(target: Path) -> Path:
+    return target.with_name(f"{target.name}.part")
+
+
+def _remove_converted(target: Path) -> None:
+    (target.parent / _LATEST).unlink(missing_ok=True)
+    for folder in (target, _part_of(target)):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 class _AfterLoading(TrainerCallback):
@@ -88,8 +126,7 @@ class _AfterLoading(TrainerCallback):
         restore_weight_decay(optimizer, args.weight_decay)
         PartialState().wait_for_everyone()
         if PartialState().is_main_process:
-            (self.converted.parent / _LATEST).unlink(missing_ok=True)
-            shutil.rmtree(self.converted, ignore_errors=True)
+            _remove_converted(self.converted)
         self.converted = None
 
 

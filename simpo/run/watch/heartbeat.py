@@ -78,8 +78,15 @@ class Heartbeat(TrainerCallback):
             self._hook = None
 
     def follow(self, trainer: Trainer) -> None:
-        """Count what a trainer does."""
+        """Count what a trainer does, and leave it time to save, also where a monitor asks for it within a step."""
         trainer.add_callback(self)
+        save = trainer._save_checkpoint
+
+        def unwatched(*args: Any, **named: Any) -> None:
+            self._watched = False
+            save(*args, **named)
+
+        trainer._save_checkpoint = unwatched  # type: ignore[method-assign]  # callbacks learn of it afterwards
         assert trainer.model is not None
         self._hook = trainer.model.register_forward_pre_hook(lambda *_: self._move())
 
@@ -102,8 +109,8 @@ class Heartbeat(TrainerCallback):
         self._move()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """A step ended; saving takes its time."""
-        self._stepped, self._watched = True, not control.should_save
+        """A step ended."""
+        self._stepped = self._watched = True
         self._move()
 
     def on_prediction_step(

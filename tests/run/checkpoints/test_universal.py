@@ -1,9 +1,12 @@
 """A run goes on with another number of processes, on the same trajectory."""
 
+import argparse
+import errno
 import json
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +14,9 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from simpo.run.checkpoints.universal import restore_weight_decay, separate_steps
+from simpo.errors import Interrupted, ModelError, StoreError
+from simpo.run.checkpoints import faults as faults_of
+from simpo.run.checkpoints.universal import _convert, restore_weight_decay, separate_steps
 from tests.launching import run
 
 SCRIPT = Path(__file__).parents[3] / "scripts" / "run_simpo.py"
@@ -58,6 +63,57 @@ def test_another_number_of_processes(make_config, tmp_path, stage: int, before: 
     theirs, ours = (load_file(folder / "model.safetensors") for folder in (whole, resumed))
     for name, value in theirs.items():
         torch.testing.assert_close(ours[name], value, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "words"),
+    [
+        (
+            OSError(errno.ENOSPC, "No space left"),
+            StoreError,
+            "checkpoint-3: the disk is full .*needs 2.44 KiB of room.*start as many processes as",
+        ),
+        (RuntimeError("unexpected pos 64 vs 0"), StoreError, "checkpoint-3: the disk is full"),
+        (PermissionError(errno.EACCES, "Permission denied"), StoreError, "checkpoint-3: .*Permission denied while"),
+        (
+            KeyError("param_slice_mappings"),
+            ModelError,
+            "cannot convert .*global_step3 for another number .*param_slice_mappings.*start as many",
+        ),
+        (Interrupted("stopped by SIGTERM"), Interrupted, "stopped by SIGTERM"),
+        (KeyboardInterrupt(), KeyboardInterrupt, ""),
+    ],
+)
+def test_a_conversion_that_fails_leaves_the_checkpoint_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: BaseException, error: type[BaseException], words: str
+) -> None:
+    pytest.importorskip("deepspeed")
+    from deepspeed.checkpoint import ds_to_universal
+
+    source = tmp_path / "checkpoint-3" / "global_step3"
+    source.mkdir(parents=True)
+    for name, size in (("zero_pp_rank_0_mp_rank_00_optim_states.pt", 1000), ("mp_rank_00_model_states.pt", 500)):
+        (source / name).write_bytes(bytes(size))
+    target, faults = source.with_name("global_step3_universal"), [fault]
+
+    def main(options: argparse.Namespace) -> None:
+        assert options.num_extract_workers == options.num_merge_workers == 1
+        (Path(options.output_folder) / "tmp").mkdir(parents=True)
+        (Path(options.output_folder) / "tmp" / "fp32.00").write_bytes(b"x")
+        (source.parent / "latest_universal").write_text("of DeepSpeed")
+        for one in faults:
+            raise one
+
+    monkeypatch.setattr(ds_to_universal, "main", main)
+    monkeypatch.setattr(faults_of.shutil, "disk_usage", lambda _: SimpleNamespace(free=1 << 20))
+    target.mkdir()  # of an earlier attempt
+    with pytest.raises(error, match=f"(?s){words}"):
+        _convert(source, target)
+    assert [path.name for path in source.parent.iterdir()] == ["global_step3"]
+    faults.clear()
+    _convert(source, target)
+    assert (target / "tmp" / "fp32.00").is_file()
+    assert (source.parent / "latest_universal").read_text() == "global_step3_universal"
 
 
 def test_what_loading_leaves_wrong_is_put_right() -> None:

@@ -3,8 +3,10 @@
 import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from simpo.errors import ConfigError
@@ -88,12 +90,25 @@ def test_when_a_hang_is_looked_for(watched: Watched, tmp_path: Path) -> None:
     assert after("step_end") and after("step_begin")
     assert after("prediction_step") and not after("evaluate")
     assert after("step_begin")
-    control.should_save = True
-    assert not after("step_end")
-    control.should_save = False
-    assert after("step_begin") and after("step_end") and not after("epoch_end")
+    assert after("step_end") and not after("epoch_end")
     assert after("prediction_step") and not after("predict")
     assert not after("train_end")
+
+
+def test_saving_takes_its_time_also_within_a_step(watched: Watched) -> None:
+    """A monitor saves before it stops a run; a hang is looked for again from the next step on."""
+    pulse, saved = watched.pulse, []
+    trainer: Any = SimpleNamespace(
+        add_callback=lambda callback: None,
+        model=torch.nn.Linear(1, 1),
+        _save_checkpoint=lambda model, trial=None: saved.append(watched.pass_time(20 * TIMEOUT)),
+    )
+    pulse.follow(trainer)
+    pulse._watched = True
+    trainer._save_checkpoint("model", trial=None)
+    assert saved == [[]] and watched.pass_time(20 * TIMEOUT) == []  # sealing, and removing older ones
+    pulse._watched = True
+    assert watched.pass_time(TIMEOUT + 10)
 
 
 def test_the_time_out(make_config) -> None:
