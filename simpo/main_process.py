@@ -4,6 +4,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
+import torch
 import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
@@ -27,7 +28,8 @@ def on_main(work: Callable[[], _T], patience: timedelta | None = None) -> _T:
     state = PartialState()
     waiting: Any = None
     if patience is not None and state.num_processes > 1:
-        waiting = dist.new_group(backend="gloo", timeout=patience)  # NCCL's own watchdog knows one time-out for all
+        waiting = dist.new_group(timeout=patience)  # each group has a time-out of its own
+        _meet(waiting)  # NCCL connects at the first call, for which it waits as long as for any other
     outcome: list[Any] = [None, None]
     if state.is_main_process:
         try:
@@ -35,9 +37,15 @@ def on_main(work: Callable[[], _T], patience: timedelta | None = None) -> _T:
         except SimPOError as error:
             outcome[1] = error
     if waiting is not None:
-        dist.barrier(group=waiting)
+        _meet(waiting)
         dist.destroy_process_group(waiting)
     found, failure = broadcast_object_list(outcome)
     if failure is not None:
         raise failure
     return cast(_T, found)
+
+
+def _meet(group: Any) -> None:
+    flag = torch.zeros(1, device=PartialState().device)
+    dist.all_reduce(flag, group=group)
+    flag.item()  # a GPU's queue would not keep the process waiting
