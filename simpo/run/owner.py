@@ -92,8 +92,9 @@ class Owner:
                 time.sleep(0.1)
             except OSError:  # a file system without locks of folders
                 break
-        if self.folder.exists() and os.path.samestat(os.fstat(handle), os.stat(self.folder)):
-            return handle
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle), os.stat(self.folder)):
+                return handle
         os.close(handle)
         return None
 
@@ -105,10 +106,10 @@ class Owner:
 
     def release(self) -> None:
         """Let go of the folder, which is removed where it was made for this run and nothing is in it."""
-        with contextlib.suppress(OSError):  # something is
-            for path in self._made:
-                path.rmdir()
-        self._made = []
+        if self._held is not None:  # else it is another run's by now
+            with contextlib.suppress(OSError):  # something is in it
+                for path in self._made:
+                    path.rmdir()
         self.let_go()
 
 

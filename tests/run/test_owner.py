@@ -87,6 +87,9 @@ def test_a_folder_that_is_not_there_has_one_owner_too(tmp_path: Path) -> None:
         first.take()
         with pytest.raises(ConfigError, match="is in use by another run"):
             second.take(wait=0)
+        second._made = [out]  # neither was there when both looked
+        second.release()
+        assert out.is_dir()
     assert list(tmp_path.iterdir()) == []  # nothing was written
     with owner_of(out) as owner:
         owner.take(wait=0)

@@ -5,6 +5,7 @@ rewrite the parts into one file for each parameter, which any number of processe
 """
 
 import argparse
+import contextlib
 import shutil
 from datetime import timedelta
 from pathlib import Path
@@ -39,12 +40,13 @@ def load_on_any_number(trainer: Trainer, checkpoint: Path) -> str | None:
         StoreError: there was no room, or the checkpoint's folder cannot be written.
     """
     plugin = getattr(trainer.args, "deepspeed_plugin", None)
-    parts = list(checkpoint.glob("global_step*/*_optim_states.pt"))
-    processes = PartialState().num_processes
-    if plugin is None or not parts or len(parts) == processes:
+    if plugin is None:
+        return None
+    parts, processes = on_main(lambda: _parts(checkpoint)), PartialState().num_processes
+    if not parts or len(parts) == processes:
         return None
     source = parts[0].parent
-    target = source.with_name(f"{source.name}_universal")
+    target = _target_of(source)
     on_main(lambda: _convert(source, target), patience=_PATIENCE)
     plugin = trainer.accelerator.state.deepspeed_plugin
     plugin.deepspeed_config.setdefault("checkpoint", {})["load_universal"] = True
@@ -52,11 +54,18 @@ def load_on_any_number(trainer: Trainer, checkpoint: Path) -> str | None:
     return f"{checkpoint.name} was written by {len(parts)} processes and is converted for {processes}"
 
 
+def _parts(checkpoint: Path) -> list[Path]:
+    """The files of an optimizer's state; what an attempt that was killed has left beside them is removed."""
+    found = sorted(checkpoint.glob("global_step*/*_optim_states.pt"))
+    if found:
+        _remove_converted(_target_of(found[0].parent))
+    return found
+
+
 def _convert(source: Path, target: Path) -> None:
     from deepspeed.checkpoint import ds_to_universal
 
     part = _part_of(target)
-    _remove_converted(target)
     # One worker. DeepSpeed's pool forks this process; a fork has none of the threads of OpenMP, so that it would wait
     # for ever in its first large copy, and each worker would hold one process's part of the state in memory.
     options = argparse.Namespace(
@@ -96,12 +105,17 @@ def _room(source: Path) -> int:
     return 2 * sizes["optim"] + sizes["model"]
 
 
+def _target_of(source: Path) -> Path:
+    return source.with_name(f"{source.name}_universal")
+
+
 def _part_of(target: Path) -> Path:
     return target.with_name(f"{target.name}.part")
 
 
 def _remove_converted(target: Path) -> None:
-    (target.parent / _LATEST).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # of a disk that cannot be written, which refuses even where there is none
+        (target.parent / _LATEST).unlink(missing_ok=True)
     for folder in (target, _part_of(target)):
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from simpo.errors import Interrupted, ModelError, StoreError
 from simpo.run.checkpoints import faults as faults_of
-from simpo.run.checkpoints.universal import _convert, restore_weight_decay, separate_steps
+from simpo.run.checkpoints.universal import _convert, load_on_any_number, restore_weight_decay, separate_steps
 from tests.launching import run
 
 SCRIPT = Path(__file__).parents[3] / "scripts" / "run_simpo.py"
@@ -106,7 +106,6 @@ def test_a_conversion_that_fails_leaves_the_checkpoint_as_it_was(
 
     monkeypatch.setattr(ds_to_universal, "main", main)
     monkeypatch.setattr(faults_of.shutil, "disk_usage", lambda _: SimpleNamespace(free=1 << 20))
-    target.mkdir()  # of an earlier attempt
     with pytest.raises(error, match=f"(?s){words}"):
         _convert(source, target)
     assert [path.name for path in source.parent.iterdir()] == ["global_step3"]
@@ -114,6 +113,17 @@ def test_a_conversion_that_fails_leaves_the_checkpoint_as_it_was(
     _convert(source, target)
     assert (target / "tmp" / "fp32.00").is_file()
     assert (source.parent / "latest_universal").read_text() == "global_step3_universal"
+
+
+def test_what_an_attempt_that_was_killed_left_goes(tmp_path: Path) -> None:
+    """Also where nothing is to be converted now: it has twice the size of the checkpoint."""
+    (tmp_path / "global_step3").mkdir()
+    (tmp_path / "global_step3" / "zero_pp_rank_0_mp_rank_00_optim_states.pt").touch()
+    trainer: Any = SimpleNamespace(args=SimpleNamespace(deepspeed_plugin=object()))
+    for name in ("global_step3_universal", "global_step3_universal.part"):
+        (tmp_path / name / "zero").mkdir(parents=True)
+    assert load_on_any_number(trainer, tmp_path) is None
+    assert [path.name for path in tmp_path.iterdir()] == ["global_step3"]
 
 
 def test_what_loading_leaves_wrong_is_put_right() -> None:
