@@ -33,6 +33,7 @@ from simpo.model import load_model_config, load_tokenizer, master_dtype
 from simpo.objectives import OBJECTIVES
 from simpo.run.builds import remove_stale_locks
 from simpo.run.card import model_card
+from simpo.run.checkpoints.engines import check_writer
 from simpo.run.checkpoints.faults import check_writable, saving_into
 from simpo.run.checkpoints.resume import choose_checkpoint
 from simpo.run.checkpoints.training import train_safely
@@ -218,9 +219,11 @@ def check_engine(args: TrainingArguments) -> None:
     What would let DeepSpeed wait for ever is put right.
 
     Raises:
-        ConfigError: ZeRO-3 does not gather its weights at saving; one sequence is split over devices.
+        ConfigError: ZeRO-3 does not gather its weights at saving; one sequence is split over devices; checkpoints would
+            be written while the training goes on.
     """
     check_parallelism(args)
+    check_writer(args)
     plugin = getattr(args, "deepspeed_plugin", None)
     if plugin is not None:
         remove_stale_locks()
