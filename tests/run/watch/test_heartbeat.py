@@ -17,7 +17,7 @@ BEFORE = f"process 1 on {socket.gethostname()} (pid "
 
 
 def config_of(make_config, **settings):
-    short = {"num_train_epochs": 12, "save_strategy": "steps", "save_steps": 3, "save_total_limit": 2}
+    short = {"num_train_epochs": 7, "save_strategy": "steps", "save_steps": 4, "save_total_limit": 2}
     return make_config(**short | {"hang_timeout": TIMEOUT} | settings)
 
 
@@ -45,6 +45,8 @@ def test_a_stopped_process_is_named_and_the_run_goes_on_when_started_again(make_
         assert run.wait(240) == 0, run.printed
         assert "Going on from" in run.printed
     assert not (out / SIGNS).exists()
+    if engine == "zero3":  # to which weights it goes on: checkpoints/test_kills.py
+        return
     whole = [*command[:-1], str(config), f"--output_dir={tmp_path / 'whole'}"]
     with started(whole, tmp_path / "printed") as run:
         assert run.wait(240) == 0, run.printed
