@@ -97,3 +97,31 @@ def test_a_process_that_hangs_while_it_lives_is_named(make_config, tmp_path) -> 
         assert f"{BEFORE}" in run.printed
         assert re.search(r"hangs at step 4, in \S*simpo_hangs.py:\d+ \(hang\)", run.printed), run.printed
         assert run.left() == []
+
+
+LOSES = """
+import sys
+from simpo.errors import Lost
+from simpo.run.logfile import LogFile
+from simpo.cli import main
+
+def lose(self, args, state, control, **kwargs):
+    if state.global_step == 3:
+        raise Lost("the loss is nan")
+
+LogFile.on_step_end = lose
+sys.exit(main(["train", *sys.argv[1:]]))
+"""
+
+
+@pytest.mark.multiprocess
+def test_a_run_that_all_processes_give_up_leaves_its_page(make_config, tmp_path) -> None:
+    """The launcher ends all processes once one has left, so that they wait for the one that writes the page."""
+    script = tmp_path / "simpo_loses.py"
+    script.write_text(LOSES)
+    command = [*launcher("ddp", tmp_path), str(script), str(config_of(make_config))]
+    with started(command, tmp_path / "printed") as run:
+        assert run.wait(180) != 0
+        assert "the loss is nan" in run.printed and "was killed" not in run.printed
+        assert f"Report: {tmp_path / 'out' / 'report.html'}" in run.printed
+    assert (tmp_path / "out" / "report.html").stat().st_size > 10_000
