@@ -2,7 +2,7 @@
 # make demo   SFT, on-policy samples, a checker, pairs, SimPO, held-out answers: a few minutes on a CPU, no network
 # make demo-seeds   the same with three seeds, and one table of them
 # make demo-objectives   all objectives on the demo's pairs, one table
-# make test   lint, format, types, all tests
+# make test   lint, format, types, all tests, a soak of five minutes
 # make soak-short   five minutes of small runs that are stopped, killed and resumed: nothing may be left behind
 # make soak   the same for an hour, and memory must be flat; table and picture into benchmarks/results
 # make bench  speed and memory on a CPU in about a quarter of an hour, into benchmarks/results
@@ -58,7 +58,7 @@ soak: $(STAMP)
 soak-short: $(STAMP)
 	$(TEST_ENV) $(BIN)/python -m benchmarks.soak.soak --minutes 5 --output outputs/soak
 
-test: lint types pytest
+test: lint types pytest soak-short
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

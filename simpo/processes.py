@@ -14,7 +14,7 @@ from typing import Any
 
 from simpo.errors import ConfigError
 
-GRACE = 15.0
+GRACE = 60.0
 """Seconds between SIGTERM and SIGKILL."""
 # What a launcher sets for its workers. A child is no worker of whatever started its parent.
 _LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")

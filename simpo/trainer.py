@@ -1,54 +1,41 @@
-"""PreferenceTrainer on transformers.Trainer; SimPOTrainer is its SimPO form. No maths here.
+"""PreferenceTrainer: steps of packs with an objective; SimPOTrainer is its SimPO form. No maths here.
 
-The optimizer step is the unit: the data loader yields all micro-batches of a step, `training_step` runs them, and every
-sum is divided once by the counts of the whole step over all ranks. So the trajectory does not depend on the number of
-devices, the engine, or how a step is cut.
+How steps run, on which engine, is `simpo.pack_trainer`'s; here is what is scored, what a loss is, what is logged.
 """
 
-import contextlib
-import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
-import numpy as np
 import torch
-from accelerate.utils import DistributedType, DynamoBackend, TorchDynamoPlugin
 from torch import Tensor, nn
-from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.utils.data import DataLoader
-from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase, Trainer
-from transformers.trainer import TRAINING_ARGS_NAME
+from transformers import EvalPrediction, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import EvalLoopOutput, denumpify_detensorize
 
-from simpo.batching import PlanSummary, StepSampler
 from simpo.config import PreferenceConfig
-from simpo.data.tokenize import is_tokenized, tokenized, tokenized_sets
-from simpo.errors import ConfigError, DataError, ModelError
+from simpo.data.tokenize import tokenized_sets
+from simpo.errors import ConfigError, ModelError
 from simpo.forward import attention_backend
 from simpo.initial_policy import InitialPolicy, ReferenceCallback, is_initial_without, named_sets
-from simpo.loaders import PackLoaders
 from simpo.losses import Objective, step_loss
-from simpo.metrics import PairResults, RunningMeans, evaluation_means, mean_logged_loss, pair_metrics
+from simpo.metrics import RunningMeans, evaluation_means, mean_logged_loss, pair_metrics
 from simpo.model import (
     build_policy,
     check_liger_kernel,
     compile_layers,
     disable_dropout,
-    float32_results,
     load_model_config,
     load_tokenizer,
 )
 from simpo.monitor import FiniteCheck, Monitors
 from simpo.objectives import OBJECTIVES
+from simpo.pack_trainer import PackTrainer
 from simpo.packing import PackedBatch, PackedDataset
 from simpo.reference import policy_fingerprint
 from simpo.scoring import Scorer
 
-logger = logging.getLogger(__name__)
 
-
-class PreferenceTrainer(Trainer):
+class PreferenceTrainer(PackTrainer):
     """Train a decoder model on preference pairs with packs, with any objective.
 
     Where the objective compares with the initial policy, its log-probs are computed in one pass at the start of
@@ -71,8 +58,6 @@ class PreferenceTrainer(Trainer):
     Raises:
         ConfigError, DataError, ModelError: what is wrong, where, and what to write instead.
     """
-
-    args: PreferenceConfig
 
     def __init__(
         self,
@@ -97,7 +82,6 @@ class PreferenceTrainer(Trainer):
             options = cast(dict[str, Any] | None, args.model_init_kwargs)
             fingerprint = policy_fingerprint(model, options, quantization_config)
             self._initial_policy = InitialPolicy(self, fingerprint, fresh_adapter=is_initial_without(peft_config))
-        self.loaders = PackLoaders(args, mismatched=self._needs_kl)
         tokenizer = processing_class or _tokenizer_of(model, args)
         if isinstance(model, str):  # before data and weights: the config alone can rule a model out
             config = load_model_config(model, **_hub_options(args))
@@ -106,41 +90,26 @@ class PreferenceTrainer(Trainer):
             train_dataset, eval_dataset, reports = tokenized_sets(train_dataset, eval_dataset, tokenizer, args)
         self.train_report = reports.pop("train", None)
         self.eval_reports = reports
-        policy, self.master_dtype_note = build_policy(
-            model,
-            bf16=bool(args.bf16),
-            fp16=args.fp16,
-            deepspeed=getattr(args, "deepspeed_plugin", None) is not None,
-            peft_config=peft_config,
-            quantization_config=quantization_config,
-            model_init_kwargs=cast(dict[str, Any], args.model_init_kwargs),
-            attn_backend=args.attn_backend,
-        )
-        if args.disable_dropout:
-            disable_dropout(policy)
-        _use_one_device_per_process(args)
-        self._train_means, self._eval_results, self._finite = RunningMeans(), PairResults(), FiniteCheck(self)
+        policy, self.master_dtype_note = _policy_of(model, args, peft_config, quantization_config)
+        self._train_means, self._finite = RunningMeans(), FiniteCheck(self)
         self.scorer = Scorer(policy, objective or spec.bind(args.objective_settings), args)
-        self._look: Callable[[nn.Module, PackedBatch], dict[str, Tensor]] = self.scorer.metrics
-        self._evaluated_first = False
         self.name_row: Callable[[int], str] = "row {}".format  # of the training data, in errors
         self.is_interrupted: Callable[[], bool] = lambda: False  # whether its next start goes on where it ended
         super().__init__(
             model=policy,
             args=args,
+            mismatched=self._needs_kl,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=tokenizer,
             callbacks=callbacks,
             optimizers=optimizers,
             compute_metrics=compute_metrics,
-            data_collator=cast(Any, list),  # packing happens in PackedDataset
         )
         if self._initial_policy is not None:
             self.add_callback(ReferenceCallback(self, self._initial_policy))
         if args.monitor != "off":
             self.add_callback(Monitors(self))
-        self._keep_float32_results()
         if args.use_liger_kernel:
             check_liger_kernel(policy)
         if args.torch_compile:
@@ -150,78 +119,6 @@ class PreferenceTrainer(Trainer):
                 mode=args.torch_compile_mode,
                 checkpointed=bool(args.gradient_checkpointing),
             )
-        if any(size > 1 for size in (self.get_tp_size(), self.get_cp_size(), self.get_sp_size())):
-            raise ConfigError(
-                "tensor, context and sequence parallelism are not supported: a pack's segments lie whole on one "
-                "device. Use ZeRO-3 or FSDP2 with gradient_checkpointing, max_tokens_per_microbatch, or an adapter"
-            )
-
-    def _build_accelerator_args(self, **kwargs: Any) -> dict[str, Any]:
-        """As in transformers, but accelerate compiles nothing: `compile_layers` does."""
-        options = super()._build_accelerator_args(**kwargs)
-        if options["dynamo_plugin"].backend != DynamoBackend.NO and not self.args.torch_compile:
-            raise ConfigError("accelerate's dynamo_backend compiles whole models, which packs of many lengths do not "
-                              "allow; take it out, and write torch_compile: true")  # fmt: skip
-        return {**options, "dynamo_plugin": TorchDynamoPlugin(backend="no")}
-
-    def _keep_float32_results(self) -> None:
-        """Under FSDP2, stop accelerate's policy from rounding log-probs and reduced gradients to 16 bits."""
-        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
-        policy = getattr(plugin, "mixed_precision_policy", None)
-        if plugin is not None and isinstance(policy, MixedPrecisionPolicy):
-            plugin.mixed_precision_policy = float32_results(policy)
-
-    # Data
-
-    def plan_summary(self) -> PlanSummary:
-        """How the first epoch is cut into micro-batches, and what that costs."""
-        return self._train_sampler().summary()
-
-    def get_train_dataloader(self) -> DataLoader[Any]:
-        """Loader that yields optimizer steps: lists of this rank's packed micro-batches."""
-        sampler = self._train_sampler()
-        if not len(sampler):
-            raise DataError(
-                f"the train_dataset's {len(sampler.tokens)} pairs do not fill one step of {sampler.pairs_per_step}; "
-                "lower total_train_batch_size, or set dataloader_drop_last: false"
-            )
-        return self.loaders.train(self.train_dataset, sampler)
-
-    def _train_sampler(self) -> StepSampler:
-        if self.train_dataset is None:
-            raise DataError("training needs a train_dataset; pass one to the trainer")
-        return self.loaders.train_sampler(self.train_dataset, self.accelerator)
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
-        """Loader that yields packed micro-batches in the data set's order, cut over the ranks."""
-        if isinstance(eval_dataset, str):
-            eval_dataset = cast(dict[str, Any], self.eval_dataset)[eval_dataset]
-        dataset: Any = self.eval_dataset if eval_dataset is None else eval_dataset
-        if dataset is None:
-            raise DataError("evaluation needs an eval_dataset; pass one to the trainer or to evaluate()")
-        if not is_tokenized(dataset):
-            with self.args.main_process_first(desc="tokenising"):
-                dataset, _ = tokenized(dataset, self.processing_class, self.args, "eval")
-        if not len(dataset):
-            raise DataError("the eval_dataset holds no pairs")
-        return self.loaders.ordered(self.loaders.packs_of(dataset), self.accelerator)
-
-    def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
-        """The same loader as for evaluation."""
-        return self.get_eval_dataloader(test_dataset)
-
-    def get_total_train_batch_size(self, args: Any) -> int:
-        """Pairs per optimizer step over all devices."""
-        return args.total_train_batch_size
-
-    def _prepare_inputs(self, inputs: Any) -> Any:
-        """Move one pack to the device."""
-        return {
-            key: self._prepare_inputs(value)
-            if isinstance(value, Mapping)
-            else value.to(self.args.device, non_blocking=True)
-            for key, value in inputs.items()
-        }
 
     # The initial policy
 
@@ -237,94 +134,19 @@ class PreferenceTrainer(Trainer):
             for name, dataset in named_sets(self.train_dataset, self.eval_dataset).items():
                 self._initial_policy.fill(self.loaders.packs_of(dataset), name)
 
-    def observe(
-        self, dataloader: DataLoader[Any], look: Callable[[nn.Module, PackedBatch], dict[str, Tensor]]
-    ) -> dict[str, np.ndarray]:
-        """What `look` says of each pair of an evaluation loader, in order; every process must call it.
-
-        Args:
-            dataloader: of packed micro-batches.
-            look: model and pack -> [B] for each name.
-
-        Returns:
-            [N] float64 for each name.
-        """
-        self._note_scoring()
-        self._eval_results, self._look = PairResults(), look
-        try:
-            super().evaluation_loop(dataloader, "Scoring", True)
-        finally:
-            self._look = self.scorer.metrics
-        self.callback_handler.on_predict(self.args, self.state, self.control, {})  # closes the progress bar
-        return self._eval_results.gather(self.accelerator)
-
-    def _note_scoring(self) -> None:
-        """The engine is about to prepare the policy for an evaluation, maybe before training."""
-        if self.is_in_train or self.state.global_step > 0:
-            return
-        plugin = getattr(self.args, "deepspeed_plugin", None)
-        if plugin is not None and plugin.zero_stage != 3:
-            raise ConfigError(
-                "evaluate() and the log-probs of the initial policy before train() need ZeRO-3, not "
-                f"ZeRO-{plugin.zero_stage}; for the former set eval_on_start: true, training computes the latter"
-            )
-        self._evaluated_first = True
-
     # Training
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As in transformers. After an evaluation, DDP replicas are synchronised all the same.
-
-        Raises:
-            ConfigError: after evaluate() or compute_references() under DeepSpeed or FSDP, which prepare a model for one
-                of the two only.
-        """
-        if self._evaluated_first:
-            if self.accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP):
-                raise ConfigError("evaluate() or compute_references() was called before train(), which DeepSpeed and "
-                                  "FSDP do not allow; set eval_on_start: true instead, training computes log-probs "
-                                  "of the initial policy by itself")  # fmt: skip
-            # accelerate takes the model that it prepared for evaluation for a ready one, and would skip the DDP wrapper
-            self.model.__dict__.pop("_is_accelerate_prepared", None)
-            self._evaluated_first = False
+        """As in `PackTrainer`; what is logged, and watched for numbers that are not finite, begins anew."""
         self._train_means, self._finite = RunningMeans(), FiniteCheck(self)
         self._resumed = bool(args[0] if args else kwargs.get("resume_from_checkpoint"))
         return super().train(*args, **kwargs)
 
-    def get_batch_samples(
-        self, epoch_iterator: Iterator[list[PackedBatch]], num_batches: int, device: torch.device
-    ) -> tuple[list[list[PackedBatch]], Tensor | None]:
-        """The next optimizer step, and what it holds over all ranks: [pairs, chosen tokens], which divide its loss."""
-        steps, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if not steps:
-            return steps, None
-        counts = torch.zeros(2)
-        for pack in (pack for step in steps for pack in step):
-            counts[0] += pack["pair_weights"].sum()
-            counts[1] += (pack["pair_weights"] * pack["chosen_lengths"]).sum()
-        counts.clamp_(min=1e-9)  # a step may hold no chosen response
-        return steps, cast(Tensor, self.accelerator.reduce(counts.to(device, non_blocking=True), reduction="sum"))
-
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Tensor | int | None = None) -> Tensor:
-        """Forward and backward of all micro-batches of one optimizer step; gradients are synchronised at the last."""
+        """As in `PackTrainer`, after the step's estimate of the KL where the objective needs one."""
         if self._needs_kl:
             self.scorer.kl = self._estimate_kl(model, inputs)
-        total = torch.zeros((), device=self.args.device)
-        for number, pack in enumerate(inputs, start=1):
-            last = number == len(inputs)
-            # DeepSpeed decides by this flag whether the engine reduces and steps, DDP by no_sync. FSDP reduces every
-            # micro-batch: deferring would keep whole gradients on every device.
-            sharded = self.accelerator.distributed_type in (DistributedType.DEEPSPEED, DistributedType.FSDP)
-            defer = not last and not sharded
-            with self.accelerator.no_sync(model) if defer else contextlib.nullcontext():
-                self.accelerator.sync_gradients = last
-                total += super().training_step(model, pack, num_items_in_batch)
-        return total
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """As transformers', less its pickle of the arguments, which nobody reads: settings stand in the manifest."""
-        super()._save(output_dir, state_dict)
-        Path(str(output_dir or self.args.output_dir), TRAINING_ARGS_NAME).unlink(missing_ok=True)
+        return super().training_step(model, inputs, num_items_in_batch)
 
     def _estimate_kl(self, model: nn.Module, packs: Iterable[PackedBatch]) -> Tensor:
         """KL(pi || ref) in nats, at least 0, from the mismatched pairs of a whole step over all ranks."""
@@ -382,23 +204,7 @@ class PreferenceTrainer(Trainer):
             logs["train_loss"] = mean_logged_loss(self.state.log_history, logs["train_loss"])
         super().log(logs, start_time)
 
-    def floating_point_ops(self, inputs: Any) -> int:
-        """Floating-point operations of an optimizer step on this rank, by transformers' estimate."""
-        packs = [inputs] if isinstance(inputs, Mapping) else inputs
-        tokens = sum(pack["input_ids"].shape[1] for pack in packs)
-        return super().floating_point_ops({"input_ids": torch.empty(1, tokens, device="meta")})
-
     # Evaluation
-
-    def prediction_step(
-        self, model: nn.Module, inputs: Any, prediction_loss_only: bool, ignore_keys: list[str] | None = None
-    ) -> tuple[None, None, None]:
-        """Score one pack; the results are gathered once, at the end of the evaluation loop."""
-        pack = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager():
-            observed = self._look(model, pack)
-        self._eval_results.add(observed, pack["pair_weights"], pack["pair_index"])
-        return None, None, None
 
     def evaluation_loop(
         self,
@@ -409,7 +215,6 @@ class PreferenceTrainer(Trainer):
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
         """Evaluate every pair once. Metrics are means over pairs, whatever the batch size and number of ranks."""
-        self._note_scoring()
         if self._initial_policy is not None:
             self._initial_policy.fill(cast(PackedDataset, dataloader.dataset), metric_key_prefix)
         if self._needs_kl:
@@ -417,9 +222,7 @@ class PreferenceTrainer(Trainer):
                 dataloader, lambda model, pack: {"kl": self.scorer.mismatched_log_ratios(model, pack["mismatched"])}
             )
             self.scorer.kl = torch.tensor(max(0.0, float(ratios["kl"].mean())), device=self.args.device)
-        self._eval_results = PairResults()
-        output = super().evaluation_loop(dataloader, description, True, ignore_keys, metric_key_prefix)
-        results = self._eval_results.gather(self.accelerator)
+        output, results = self._observe(dataloader, self.scorer.metrics, description, ignore_keys, metric_key_prefix)
         means = evaluation_means(results, sft_weight=self.args.sft_weight)
         if self.compute_metrics is not None:
             own = self.compute_metrics(EvalPrediction(predictions=results, label_ids=None))  # type: ignore[arg-type]
@@ -459,6 +262,25 @@ class SimPOTrainer(PreferenceTrainer):
         super().__init__(model, args, *more, **named)
 
 
+def _policy_of(
+    model: str | nn.Module, args: PreferenceConfig, peft_config: Any, quantization_config: Any
+) -> tuple[nn.Module, str]:
+    """The policy as the settings want it, and a note on the dtype of its weights."""
+    policy, note = build_policy(
+        model,
+        bf16=bool(args.bf16),
+        fp16=args.fp16,
+        deepspeed=getattr(args, "deepspeed_plugin", None) is not None,
+        peft_config=peft_config,
+        quantization_config=quantization_config,
+        model_init_kwargs=cast(dict[str, Any], args.model_init_kwargs),
+        attn_backend=args.attn_backend,
+    )
+    if args.disable_dropout:
+        disable_dropout(policy)
+    return policy, note
+
+
 def _hub_options(args: PreferenceConfig) -> dict[str, Any]:
     options = cast(dict[str, Any], args.model_init_kwargs or {})
     return {key: options[key] for key in ("revision", "trust_remote_code") if key in options}
@@ -469,11 +291,3 @@ def _tokenizer_of(model: str | nn.Module, args: PreferenceConfig) -> PreTrainedT
     if not name:
         raise ModelError("the model does not know where it came from; pass its tokenizer as processing_class")
     return load_tokenizer(name, **_hub_options(args))
-
-
-def _use_one_device_per_process(args: PreferenceConfig) -> None:
-    if args.n_gpu > 1:  # torch.nn.DataParallel would cut the packed row in pieces
-        logger.warning(
-            "%d GPUs are visible to one process; using the first. Start with `accelerate launch`", args.n_gpu
-        )
-        args._n_gpu = 1

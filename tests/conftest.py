@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import signal
 import sys
 import types
 from collections.abc import Callable
@@ -19,6 +20,9 @@ import pytest
 import torch
 
 from tests.launching import Calls
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job; its children would ignore it as well
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 GOLDEN = Path(__file__).parent / "golden"
 

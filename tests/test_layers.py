@@ -19,7 +19,7 @@ LAYERS = (
     {"errors", "losses", "logps", "attention", "flops", "estimates", "redact", "repetition"},
     {"batching", "main_process", "packing", "parity", "metrics", "objectives", "processes", "weights"},
     {"checks", "config", "forward", "model", "settings", "data", "reference", "loaders", "scoring", "engines", "store"},
-    {"trainer", "initial_policy", "monitor", "planning", "audit", "sampling"},
+    {"trainer", "pack_trainer", "initial_policy", "monitor", "planning", "audit", "sampling"},
     {"run"},
     {"onpolicy", "evals", "analysis", "chat"},
     {"sweep"},

@@ -10,9 +10,14 @@ set -uo pipefail
 config=$1 verb=$2
 shift 2
 
-# A job that comes back goes on with its run; it must not start afresh.
+# A job that comes back goes on with its run; it must neither start afresh nor go back.
 words=()
 for word in "$@"; do
+    if [[ $word =~ ^--resume_from_checkpoint && ! $word =~ =(true|True)$ ]]; then
+        echo "nodes.sh: $word: each time the job comes back, it would begin there again; leave it out, and the run goes" \
+            "on from its last checkpoint. To go on from an earlier one, move the later ones elsewhere" >&2
+        exit 2
+    fi
     if [[ $word != --overwrite || ${SLURM_RESTART_COUNT:-0} -eq 0 ]]; then
         words+=("$word")
     fi

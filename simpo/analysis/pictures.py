@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from simpo.analysis import plots
 from simpo.analysis.comparison import Scored, gamma_names, margin_unit
 from simpo.analysis.report.blocks import Picture
+from simpo.analysis.report.drawing import picture
 from simpo.analysis.statistics import (
     Accuracy,
     accuracy,
@@ -22,9 +22,6 @@ from simpo.analysis.statistics import (
     rewards,
 )
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 _T = TypeVar("_T")
 _BEHIND = "Bars and bands are 95% intervals over pairs."
 
@@ -33,7 +30,7 @@ def draw_all(models: Sequence[Scored], beta: float = 1.0) -> Iterator[Picture]:
     """The figures of the paper for these models, one by one; those that need an initial policy or answers only with it.
 
     Args:
-        models: on the same pairs, the initial policy first where there is one.
+        models: bins of length are those of the first one's pairs.
         beta: scale of margins and rewards.
 
     Raises:
@@ -42,24 +39,24 @@ def draw_all(models: Sequence[Scored], beta: float = 1.0) -> Iterator[Picture]:
     yield from _of_all(models, beta)
     moved = [one for one in models if one.moved]
     if moved:
-        yield _picture(
-            "reward-against-likelihood",
+        yield picture(
             plots.reward_against_likelihood(_each(moved, lambda one: contingency(one.pairs))),
+            "reward-against-likelihood.png",
             "Do DPO's reward and the log-prob per token order the two responses of a pair alike (figure 4b)? Top "
             "right: pairs that the reward has right although the rejected response is the more probable one. By "
             "SimPO's reward there are none.",
         )
-        yield _picture(
-            "divergences",
+        yield picture(
             plots.divergences(_each(moved, lambda one: divergence(one.pairs))),
+            "divergences.png",
             "How the log-prob of chosen responses changed (figure 5a). It is a distance to the initial policy only for "
             f"responses that the model itself sampled. {_BEHIND}",
         )
     answered = {one.name: one.answers for one in models if one.answers is not None}
     if answered:
-        yield _picture(
-            "generations",
+        yield picture(
             plots.generations(answered),
+            "generations.png",
             "Greedy answers to held-out prompts. Looping: more than half of the answer is one run of tokens that "
             f"occurs twice. {_BEHIND}",
         )
@@ -68,39 +65,43 @@ def draw_all(models: Sequence[Scored], beta: float = 1.0) -> Iterator[Picture]:
 def _of_all(models: Sequence[Scored], beta: float) -> Iterator[Picture]:
     unit = margin_unit(beta).replace("nats/token", "nats per token")
     edges = length_edges(models[0].pairs)
-    yield _picture(
-        "margins-by-length",
+    yield picture(
         plots.margins_by_length(
             _each(models, lambda one: margins_by_length(one.pairs, beta=beta, edges=edges)), unit=unit
         ),
+        "margins-by-length.png",
         "Left of the dotted line the chosen response is the shorter one. Below 0 the model prefers the rejected "
         f"response there (figure 2a). {_BEHIND}",
     )
-    yield _picture(
-        "logps-against-length",
+    yield picture(
         plots.logps_against_length(_each(models, lambda one: length_correlation(one.pairs))),
+        "logps-against-length.png",
         "A dot is a chosen response (figures 2b, 2c and 4a). A ρ clearly above the initial policy's says that training "
         "made long responses more probable per token.",
     )
-    yield _picture(
-        "accuracies",
+    yield picture(
         plots.accuracies(_each(models, _accuracies)),
-        f"How often each order puts the chosen response first (figures 3a and 4c). {_BEHIND}",
+        "accuracies.png",
+        "How often each order puts the chosen response first (figures 3a and 4c). SimPO's reward is the log-prob per "
+        f"token; its sum is the less, the longer a response; DPO's is the change from the initial policy. {_BEHIND}",
     )
     spread = gamma_names(models)
-    yield _picture(
-        "margin-distributions",
+    yield picture(
         plots.margin_distributions(
             _each(models, lambda one: distribution(margins(one.pairs, beta=beta)), spread), unit=unit
         ),
-        "Spread of margins over pairs (figure 3b): a larger gamma flattens it. sd: standard deviation.",
+        "margin-distributions.png",
+        "Spread of margins over pairs (figure 3b): training moves it to the right, a larger gamma flattens it. "
+        "sd: standard deviation.",
     )
-    yield _picture(
-        "reward-distributions",
+    yield picture(
         plots.reward_distributions(
             _each(models, lambda one: distribution(rewards(one.pairs, beta=beta)[0]), spread), unit=unit
         ),
-        "Rewards of chosen responses (figure 3c): a larger gamma moves them to the left. sd: standard deviation.",
+        "reward-distributions.png",
+        "Rewards of chosen responses (figure 3c). To the left of the initial policy's they got less probable, and a "
+        "larger gamma moves them further: some of that is normal; far to the left, read the samples. "
+        "sd: standard deviation.",
     )
 
 
@@ -113,9 +114,3 @@ def _each(
     models: Sequence[Scored], measure: Callable[[Scored], _T], renamed: dict[str, str] | None = None
 ) -> dict[str, _T]:
     return {(renamed or {}).get(one.name, one.name): measure(one) for one in models}
-
-
-def _picture(name: str, figure: Figure, caption: str) -> Picture:
-    with io.BytesIO() as file:
-        figure.savefig(file, format="png")
-        return Picture(file.getvalue(), " ".join(figure.get_suptitle().split()), caption, f"{name}.png")

@@ -18,11 +18,11 @@ import numpy as np
 import pyarrow.compute as pc  # type: ignore[import-untyped]
 from datasets import Dataset, Features, List, Value
 
+from simpo.data.account import RowReport, cache_name, encode_rows
 from simpo.data.chat import ChatFormat, inspect_template, own_template, render_rows, with_empty_system
 from simpo.data.dialogues import ANSWER_CUT, DIALOGUE_CAUSES, Dialogue, Passage, read_row
 from simpo.data.ids import TextEncoder
 from simpo.data.schema import PROMPT_REWRITTEN, TURN_LOST, column_kind
-from simpo.data.tokenize import cache_name, quiet_forks
 from simpo.errors import DataError
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ IGNORED = -100
 CUT = "cut to max_length"
 TURN_SKIPPED = "an answer is not learnt: the template writes it otherwise once more turns follow"
 
-_EXAMPLES = 5
 _SOURCES = ("schema.py", "chat.py", "ids.py", "dialogues.py", "dialogue_ids.py")
 _IDS = List(Value("int32"))
 _FEATURES = Features(
@@ -64,56 +63,33 @@ class DialogueOptions:
 
 
 @dataclass
-class DialogueReport:
-    """What became of the rows of one data set.
+class DialogueReport(RowReport):
+    """What became of the rows of one data set: a `RowReport`, and more.
 
     Args:
-        desc: name of the data set.
-        total, kept: rows read, and rows that are trained on.
+        dropped: causes are `DIALOGUE_CAUSES`.
         tokens, scored: of the rows kept: all, and those that are learnt.
         longest: of the rows kept, in tokens.
-        dropped: cause -> rows left out (causes: `DIALOGUE_CAUSES`).
         notes: what happened to rows that are kept -> how many.
-        examples: cause or note -> the first five row numbers.
     """
 
-    desc: str = "train"
-    total: int = 0
-    kept: int = 0
     tokens: int = 0
     scored: int = 0
     longest: int = 0
-    dropped: dict[str, int] = field(default_factory=dict)
     notes: dict[str, int] = field(default_factory=dict)
-    examples: dict[str, list[int]] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
         """The account for people."""
         head = f"{self.desc}: {self.kept} of {self.total} rows kept, {self.tokens} tokens"
         if self.kept:
             head += f" (longest row {self.longest}), {self.scored / self.tokens:.0%} of them learnt"
-        return [head, *(f"  dropped {line}" for line in self._causes(self.dropped))] + [
-            f"  kept {line}" for line in self._causes(self.notes)
-        ]
+        dropped = [f"  dropped {line}" for line in self.causes(self.dropped, DIALOGUE_CAUSES)]
+        return [head, *dropped, *(f"  kept {line}" for line in self.causes(self.notes, DIALOGUE_CAUSES))]
 
     def refusal(self) -> str:
         """One line that says why no row is left."""
-        return f"{self.desc}: none of the {self.total} rows can be trained on: " + "; ".join(self._causes(self.dropped))
-
-    def _causes(self, counts: Mapping[str, int]) -> list[str]:
-        lines = []
-        for cause, count in counts.items():
-            rows = ", ".join(map(str, self.examples[cause])) + (", ..." if count > _EXAMPLES else "")
-            advice = DIALOGUE_CAUSES.get(cause.split(":")[0])
-            lines.append(f"{count}: {cause} (rows {rows})" + (f": {advice}" if advice else ""))
-        return lines
-
-    def count(self, counts: dict[str, int], cause: str, row: int) -> None:
-        """Note a cause for a row."""
-        counts[cause] = counts.get(cause, 0) + 1
-        rows = self.examples.setdefault(cause, [])
-        if len(rows) < _EXAMPLES:
-            rows.append(row)
+        causes = "; ".join(self.causes(self.dropped, DIALOGUE_CAUSES))
+        return f"{self.desc}: none of the {self.total} rows can be trained on: {causes}"
 
 
 @dataclass
@@ -256,18 +232,8 @@ def tokenize_dialogues(
     encoder = DialogueEncoder(tokenizer, options)
     if any(column_kind(feature) == "messages" for name, feature in dataset.features.items() if name != "tools"):
         _ = encoder.chat  # a template that fails is an error here, once, not in every worker
-    with quiet_forks(num_proc):
-        mapped = dataset.map(
-            _encode_batch,
-            batched=True,
-            batch_size=500,
-            fn_kwargs={"encoder": encoder},
-            remove_columns=dataset.column_names,
-            features=_FEATURES,
-            num_proc=num_proc if num_proc and num_proc > 1 else None,
-            new_fingerprint=cache_name(dataset, tokenizer, options, _SOURCES),
-            desc=f"Tokenising {desc}",
-        )
+    name = cache_name(dataset, tokenizer, options, _SOURCES)
+    mapped = encode_rows(dataset, _encode_batch, encoder, _FEATURES, name=name, num_proc=num_proc, desc=desc)
     report, kept = _account(mapped, desc)
     if not report.kept:
         raise DataError(report.refusal())
@@ -276,7 +242,7 @@ def tokenize_dialogues(
     return mapped.select_columns(["input_ids", "labels"]), report
 
 
-def _encode_batch(batch: Mapping[str, list[Any]], encoder: DialogueEncoder) -> dict[str, list[Any]]:
+def _encode_batch(batch: Mapping[str, list[Any]], _: list[int], encoder: DialogueEncoder) -> dict[str, list[Any]]:
     columns: dict[str, list[Any]] = {name: [] for name in _FEATURES}
     for values in zip(*batch.values(), strict=True):
         row = read_row(dict(zip(batch, values, strict=True)))
@@ -293,18 +259,9 @@ def _encode_batch(batch: Mapping[str, list[Any]], encoder: DialogueEncoder) -> d
 
 def _account(mapped: Dataset, desc: str) -> tuple[DialogueReport, np.ndarray]:
     """The report, and the positions of the rows that are kept."""
-    table = mapped.data  # a fresh result of map: in row order, without an indices mapping
-    report = DialogueReport(desc=desc, total=len(mapped))
-    kept = np.flatnonzero(pc.is_null(table["dropped"]).to_numpy())
-    report.kept = len(kept)
-    for row, cause in enumerate(table["dropped"].to_pylist()):
-        if cause is not None:
-            report.count(report.dropped, cause, row)
-    touched = np.flatnonzero(np.asarray(pc.greater(pc.list_value_length(table["notes"]), 0)))
-    for row, notes in zip(touched.tolist(), table["notes"].take(touched).to_pylist(), strict=True):
-        for note in notes:
-            report.count(report.notes, note, row)
-    lengths = np.asarray(pc.list_value_length(table["input_ids"]))
+    report = DialogueReport(desc)
+    kept = report.read(mapped, "notes", report.notes)
+    lengths = np.asarray(pc.list_value_length(mapped.data["input_ids"]))
     report.tokens, report.longest = int(lengths.sum()), int(lengths.max())
-    report.scored = int(pc.sum(table["scored"]).as_py())
+    report.scored = int(pc.sum(mapped.data["scored"]).as_py())
     return report, kept

@@ -11,17 +11,15 @@ A row that cannot be trained on becomes a cause (one of `DIALOGUE_CAUSES`), neve
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from datasets import Dataset, Features, Value
+from datasets import Dataset, Features
 
 from simpo.data.columns import rename_columns
 from simpo.data.config import DataConfig
-from simpo.data.duplicates import RowKeys
+from simpo.data.duplicates import RowKeys, compared, hash_of
 from simpo.data.files import invalid_row
 from simpo.data.load import Loaded, RowKind, load_mix
 from simpo.data.schema import (
@@ -63,8 +61,6 @@ DIALOGUE_CAUSES: dict[str, str] = {
     ANSWER_CUT: "raise max_length",
 }
 """Why a row is dropped -> what to do about it."""
-
-_KEYS = Features({"prompt": Value("int64"), "pair": Value("int64")})
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,20 +178,7 @@ def _format_of(features: Features, where: str) -> tuple[str, ...]:
 
 def dialogue_keys(data: Dataset, num_proc: int | None = None) -> RowKeys:
     """Hashes [N] of what stands before a row's first answer, and of the whole row; 0 for rows that cannot be read."""
-    keyed = data.map(
-        _key_batch,
-        batched=True,
-        remove_columns=data.column_names,
-        features=_KEYS,
-        num_proc=num_proc if num_proc and num_proc > 1 else None,
-        desc="Comparing rows",
-    )
-    return RowKeys(*(keyed.data[name].to_numpy() for name in _KEYS))
-
-
-def _key_batch(batch: Mapping[str, list[Any]]) -> dict[str, list[int]]:
-    keys = [_keys(dict(zip(batch, row, strict=True))) for row in zip(*batch.values(), strict=True)]
-    return {"prompt": [prompt for prompt, _ in keys], "pair": [whole for _, whole in keys]}
+    return compared(data, _keys, num_proc, "dialogues.py")
 
 
 def _keys(values: Mapping[str, Any]) -> tuple[int, int]:
@@ -203,10 +186,5 @@ def _keys(values: Mapping[str, Any]) -> tuple[int, int]:
     if isinstance(row, str):
         return 0, 0
     if isinstance(row, Passage):  # a plain text has no prompt: it is one itself
-        return _hash(row.prompt or row.completion), _hash([row.prompt, row.completion])
-    return _hash(row.messages[: row.answers()[0]]), _hash([row.messages, row.first, row.arguments])
-
-
-def _hash(value: Any) -> int:
-    text = json.dumps(value, sort_keys=True, default=str)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little", signed=True) or 1
+        return hash_of(row.prompt or row.completion), hash_of([row.prompt, row.completion])
+    return hash_of(row.messages[: row.answers()[0]]), hash_of([row.messages, row.first, row.arguments])

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,21 +41,36 @@ def row_keys(data: Dataset, num_proc: int | None = None) -> RowKeys:
         data: raw or tokenised rows.
         num_proc: processes to work in; None for this one.
     """
+    return compared(data, _keys, num_proc)
+
+
+def compared(
+    data: Dataset, keys: Callable[[Mapping[str, Any]], tuple[int, int]], num_proc: int | None, *sources: str
+) -> RowKeys:
+    """The keys of all rows.
+
+    Args:
+        data: rows.
+        keys: hashes of a row's prompt and of the whole row, by `hash_of`; 0 for rows that cannot be read.
+        num_proc: processes to work in; None for this one.
+        sources: files of this folder whose code makes the keys, beside this one and what it uses.
+    """
     keyed = data.map(
         _key_batch,
         batched=True,
+        fn_kwargs={"keys": keys},
         remove_columns=data.column_names,
         features=_FEATURES,
         num_proc=num_proc if num_proc and num_proc > 1 else None,
-        new_fingerprint=compared_name(data, "keys"),
+        new_fingerprint=compared_name(data, "keys", *sources),
         desc="Comparing rows",
     )
     return RowKeys(*(keyed.data[name].to_numpy() for name in _FEATURES))
 
 
-def compared_name(data: Dataset, what: str) -> str:
+def compared_name(data: Dataset, what: str, *sources: str) -> str:
     """Names a result in the cache by its rows and by the code: `datasets` takes a changed function for the same."""
-    code = [(Path(__file__).parent / name).read_text(encoding="utf-8") for name in _SOURCES]
+    code = [(Path(__file__).parent / name).read_text(encoding="utf-8") for name in (*_SOURCES, *sources)]
     return hashlib.sha256(json.dumps([data._fingerprint, what, code]).encode()).hexdigest()[:32]
 
 
@@ -72,9 +87,11 @@ def first_with_key(keys: Ints) -> Ints:
     return earlier
 
 
-def _key_batch(batch: Mapping[str, list[Any]]) -> dict[str, list[int]]:
-    keys = [_keys(dict(zip(batch, row, strict=True))) for row in zip(*batch.values(), strict=True)]
-    return {"prompt": [prompt for prompt, _ in keys], "pair": [pair for _, pair in keys]}
+def _key_batch(
+    batch: Mapping[str, list[Any]], keys: Callable[[Mapping[str, Any]], tuple[int, int]]
+) -> dict[str, list[int]]:
+    found = [keys(dict(zip(batch, row, strict=True))) for row in zip(*batch.values(), strict=True)]
+    return {"prompt": [prompt for prompt, _ in found], "pair": [whole for _, whole in found]}
 
 
 def _keys(row: Mapping[str, Any]) -> tuple[int, int]:

@@ -1,20 +1,16 @@
-"""A data set of preference rows to token ids: once, in batches, cached, and with an account of every row."""
+"""A data set of preference rows to token ids, with an account of every row."""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow.compute as pc  # type: ignore[import-untyped]
 from datasets import Dataset, Features, List, Value
 
+from simpo.data.account import RowReport, cache_name, encode_rows
 from simpo.data.encode import Encoder
 from simpo.data.schema import (
     DROP_CAUSES,
@@ -36,8 +32,8 @@ if TYPE_CHECKING:
 
     from simpo.config import PreferenceConfig
 
-_EXAMPLES = 5
 _SOURCES = ("schema.py", "unpaired.py", "chat.py", "ids.py", "encode.py", "truncate.py", "tokenize.py")
+_READ = "see docs/data.md"
 _IDS = List(Value("int32"))
 _FEATURES = Features(
     {
@@ -88,25 +84,17 @@ class TokenizeOptions:
 
 
 @dataclass
-class TokenizeReport:
-    """What became of the rows of one data set.
+class TokenizeReport(RowReport):
+    """What became of the rows of one data set: a `RowReport`, and more.
 
     Args:
-        desc: name of the data set.
-        total, kept: rows read, and rows that became pairs.
-        dropped: cause -> rows left out (causes: `schema.DROP_CAUSES`; after a colon what the template said).
+        dropped: causes are `schema.DROP_CAUSES`.
         truncated: cause -> kept pairs that were cut (causes: `truncate.TRUNCATION_CAUSES`); a pair may count twice.
-        examples: cause -> the first five row numbers.
         prompt_mean, ...: lengths of kept pairs, in tokens.
         total_tokens: prompts once, plus both responses.
     """
 
-    desc: str = "train"
-    total: int = 0
-    kept: int = 0
-    dropped: dict[str, int] = field(default_factory=dict)
     truncated: dict[str, int] = field(default_factory=dict)
-    examples: dict[str, list[int]] = field(default_factory=dict)
     prompt_mean: float = 0.0
     prompt_max: int = 0
     chosen_mean: float = 0.0
@@ -122,16 +110,8 @@ class TokenizeReport:
             sides = ("prompt", "chosen", "rejected")
             lengths = (f"{side} {getattr(self, side + '_mean'):.1f} / {getattr(self, side + '_max')}" for side in sides)
             lines.append(f"  tokens, mean / longest: {', '.join(lengths)}")
-        lines += self._cause_lines("dropped", self.dropped, DROP_CAUSES)
-        lines += self._cause_lines("truncated", self.truncated, TRUNCATION_CAUSES)
-        return lines
-
-    def _cause_lines(self, what: str, counts: Mapping[str, int], advice: Mapping[str, str]) -> Iterator[str]:
-        for cause, count in sorted(counts.items(), key=lambda item: -item[1]):
-            rows = ", ".join(str(row) for row in self.examples.get(cause, []))
-            more = ", ..." if count > _EXAMPLES else ""
-            todo = advice.get(cause.split(":")[0], "see docs/data.md")
-            yield f"  {what} {count}: {cause} (rows {rows}{more}): {todo}"
+        lines += [f"  dropped {line}" for line in self.causes(self.dropped, DROP_CAUSES, _READ)]
+        return lines + [f"  truncated {line}" for line in self.causes(self.truncated, TRUNCATION_CAUSES, _READ)]
 
 
 def is_tokenized(dataset: Any) -> bool:
@@ -175,19 +155,8 @@ def tokenize_pairs(
     encoder = Encoder(tokenizer, options)
     if holds_messages(dataset.features):
         _ = encoder.chat  # a template that fails is an error here, once, not in every worker
-    with quiet_forks(num_proc):
-        mapped = dataset.map(
-            _tokenize_batch,
-            with_indices=True,
-            batched=True,
-            batch_size=500,
-            fn_kwargs={"encoder": encoder},
-            remove_columns=dataset.column_names,
-            features=_FEATURES,
-            num_proc=num_proc if num_proc and num_proc > 1 else None,
-            new_fingerprint=cache_name(dataset, tokenizer, options),
-            desc=f"Tokenising {desc}",
-        )
+    name = cache_name(dataset, tokenizer, options, _SOURCES)
+    mapped = encode_rows(dataset, _tokenize_batch, encoder, _FEATURES, name=name, num_proc=num_proc, desc=desc)
     report, kept = _account(mapped, desc)
     if not report.kept:
         raise DataError("\n".join([f"{desc}: none of the {report.total} rows can be trained on", *report.lines()[1:]]))
@@ -273,68 +242,13 @@ def _tokenize_batch(batch: Mapping[str, list[Any]], indices: list[int], encoder:
 
 def _account(mapped: Dataset, desc: str) -> tuple[TokenizeReport, np.ndarray]:
     """The report, and the positions of the rows that are kept."""
-    table = mapped.data  # a fresh result of map: in row order, without an indices mapping
-    report = TokenizeReport(desc=desc, total=len(mapped))
-    kept = np.flatnonzero(pc.is_null(table["dropped"]).to_numpy())
-    report.kept = len(kept)
-    for row, cause in enumerate(table["dropped"].to_pylist()):
-        if cause is not None:
-            _count(report.dropped, report.examples, cause, row)
-    touched = np.flatnonzero(np.asarray(pc.greater(pc.list_value_length(table["cuts"]), 0)))
-    for row, cuts in zip(touched.tolist(), table["cuts"].take(touched).to_pylist(), strict=True):
-        for cause in cuts:
-            _count(report.truncated, report.examples, cause, row)
+    report = TokenizeReport(desc)
+    kept = report.read(mapped, "cuts", report.truncated)
     if report.kept:
         for column in TOKEN_COLUMNS:
             side = column.removesuffix("_ids")
-            lengths = np.asarray(pc.list_value_length(table[column]))[kept]
+            lengths = np.asarray(pc.list_value_length(mapped.data[column]))[kept]
             setattr(report, f"{side}_mean", float(lengths.mean()))
             setattr(report, f"{side}_max", int(lengths.max()))
             report.total_tokens += int(lengths.sum())
     return report, kept
-
-
-def _count(counts: dict[str, int], examples: dict[str, list[int]], cause: str, row: int) -> None:
-    counts[cause] = counts.get(cause, 0) + 1
-    rows = examples.setdefault(cause, [])
-    if len(rows) < _EXAMPLES:
-        rows.append(row)
-
-
-def cache_name(
-    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, options: Any, sources: Sequence[str] = _SOURCES
-) -> str:
-    """Names the result in the cache: everything that the ids depend on, and nothing that changes with use.
-
-    A tokenizer object remembers padding and truncation of its last call, so its own hash would miss the cache.
-
-    Args:
-        dataset: rows.
-        tokenizer: with its chat template.
-        options: an instance of a dataclass: mode and bounds.
-        sources: files of this folder whose code makes the ids.
-    """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        content = json.loads(backend.to_str())
-        content.update(padding=None, truncation=None)
-    else:
-        content = {"class": type(tokenizer).__name__, "vocabulary": sorted(tokenizer.get_vocab().items())}
-    code = [(Path(__file__).parent / name).read_text(encoding="utf-8") for name in sources]
-    specials = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
-    state = [dataset._fingerprint, content, specials, tokenizer.chat_template, vars(options), code]
-    return hashlib.sha256(json.dumps(state, sort_keys=True, default=str).encode()).hexdigest()[:32]
-
-
-@contextlib.contextmanager
-def quiet_forks(num_proc: int | None) -> Iterator[None]:
-    """Forked workers warn about the tokenizer's threads unless they are switched off."""
-    name = "TOKENIZERS_PARALLELISM"
-    if not num_proc or num_proc < 2 or name in os.environ:
-        yield
-        return
-    os.environ[name] = "false"
-    try:
-        yield
-    finally:
-        del os.environ[name]

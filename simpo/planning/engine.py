@@ -20,6 +20,7 @@ class Engine(NamedTuple):
         offload_optimizer: optimizer states lie in the machine's RAM.
         offload_params: weights do too.
         reshard: FSDP2 frees the gathered weights of a layer after its forward.
+        bucket: ZeRO's `reduce_bucket_size` in weights; None is `auto`, the square of the hidden size.
     """
 
     kind: str
@@ -27,6 +28,7 @@ class Engine(NamedTuple):
     offload_optimizer: bool = False
     offload_params: bool = False
     reshard: bool = True
+    bucket: int | None = 500_000_000
 
     @property
     def deepspeed(self) -> bool:
@@ -104,12 +106,13 @@ def _read(path: Path) -> dict[str, Any]:
 def _deepspeed(path: Path, config: dict[str, Any], gpus: int) -> Engine:
     options = dict(config.get("deepspeed_config") or {})
     file = options.get("deepspeed_config_file")
+    bucket: Any = Engine._field_defaults["bucket"]
     if file:
         try:
             zero = json.loads(Path(file).read_text(encoding="utf-8")).get("zero_optimization", {})
         except (OSError, ValueError) as error:
             raise ConfigError(f"{path}: deepspeed_config_file: {file} cannot be read: {error}") from error
-        options = {"zero_stage": zero.get("stage")}
+        options, bucket = {"zero_stage": zero.get("stage")}, zero.get("reduce_bucket_size", bucket)
         options |= {f"{key}_device": zero.get(key, {}).get("device") for key in ("offload_optimizer", "offload_param")}
     stage = options.get("zero_stage")
     if stage not in (2, 3):
@@ -118,7 +121,7 @@ def _deepspeed(path: Path, config: dict[str, Any], gpus: int) -> Engine:
         str(options.get(key) or "none").lower() in ("cpu", "nvme")
         for key in ("offload_optimizer_device", "offload_param_device")
     )
-    return Engine(f"zero{stage}", gpus, optimizer, weights)
+    return Engine(f"zero{stage}", gpus, optimizer, weights, bucket=None if bucket == "auto" else int(bucket))
 
 
 def _fsdp(path: Path, options: dict[str, Any], gpus: int) -> Engine:

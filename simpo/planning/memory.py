@@ -9,8 +9,8 @@ N parameters, n GPUs, bytes a parameter for full fine-tuning in bf16 under AdamW
                 weights   gradients  states      also
     single      4 N       4 N        8 N         casts of weights to 16 bits while they are used (rehearsed)
     ddp         4 N       4 N        8 N         4 N of reduction buckets
-    zero2       2 N       2 N / n    12 N / n    a bucket of 5e8 gradients
-    zero3       2 N / n   2 N / n    12 N / n    the bucket, and up to 1e9 gathered weights
+    zero2       2 N       2 N / n    12 N / n    a bucket of 5e8 gradients in backward, whatever N is
+    zero3       2 N / n   2 N / n    12 N / n    the bucket all the time, and up to 1e9 gathered weights
     fsdp2       4 N / n   4 N / n    8 N / n     gathered layers in 16 bits, a reduction in float32
 
 Adapters: the base stays in 16 bits (4 or 8 where it is quantised, and then whole on every GPU), and N in the columns of
@@ -33,7 +33,7 @@ from simpo.planning.rehearsal import Phase, Step, rehearse
 from simpo.planning.sizes import Sizes, count_sizes
 
 # DeepSpeed's defaults, in parameters; accelerate and transformers leave them.
-_BUCKET, _LIVE, _SUB_GROUP = 500_000_000, 1_000_000_000, 1_000_000_000
+_LIVE, _SUB_GROUP = 1_000_000_000, 1_000_000_000
 _CONTEXT = int(1.5 * 2**30)  # CUDA context, cuBLAS workspaces, NCCL's channels
 _FRAGMENTATION = 0.05  # of the tensors: what torch's allocator holds and cannot use
 # A search asks for the same few models and steps again and again.
@@ -131,11 +131,12 @@ def memory_of(case: Case) -> Memory:
     """What one GPU of a run needs, at the worst moment of a step."""
     held, phases = held_by(case), _rehearsed(_step_of(case))
     kept = 0.0 if case.engine.shards_gradients else 4.0 * case.sizes.trained
-    update = held.weights + held.states + held.buffers + held.gradients + kept + (extra := _update_extra(case))
+    updating = held._replace(gathered=0.0, buffers=0.0 if case.engine.kind == "zero2" else held.buffers)
+    update = sum(updating) + kept + (extra := _update_extra(case))
     name, phase = max(phases.items(), key=lambda item: item[1].peak)
     backward = sum(held) + phase.peak + (extra_linear := _dequantised(case))
     if update > backward:
-        parts = _parts(held._replace(gathered=0.0), Phase(kept, kept, kept), temporaries=extra)
+        parts = _parts(updating, Phase(kept, kept, kept), temporaries=extra)
         moment = "the optimizer's update"
     else:
         parts = _parts(held, phase, temporaries=phase.peak - phase.start + extra_linear)
@@ -202,7 +203,7 @@ def held_by(case: Case) -> Held:
         reduced = 4 * max(sizes.layer, sizes.tail, sizes.embedding) + wide * sizes.layer if case.adapter is None else 0
         held = Held(weights, 4 * trained / n, moments / n, gathered, reduced)
     else:
-        bucket = wide * min(_BUCKET, trained)
+        bucket = wide * (engine.bucket if engine.bucket is not None else case.config.get_text_config().hidden_size ** 2)
         masters = 4 * trained / n
         if engine.kind == "zero2":
             held = Held(frozen + wide * trained, wide * trained / n, masters + moments / n, 0, bucket)
@@ -240,7 +241,8 @@ def _update_extra(case: Case) -> float:
     """Temporaries of the optimizer's update.
 
     torch's AdamW over lists of tensors, as on CUDA, takes the root of all second moments at once; fused, it needs
-    nothing; on a CPU it goes tensor by tensor. DeepSpeed makes float32 gradients of a group of 1e9 weights at a time.
+    nothing; on a CPU it goes tensor by tensor, with two as large as each. DeepSpeed makes float32 gradients of a group
+    of 1e9 weights at a time, and such a group is one tensor.
     """
     engine, sizes = case.engine, case.sizes
     if engine.offload_optimizer:
@@ -249,7 +251,7 @@ def _update_extra(case: Case) -> float:
     lists = case.optim == "adamw_torch"
     if engine.deepspeed:
         group = min(local, _SUB_GROUP) if engine.kind == "zero3" else local
-        return (8.0 if lists else 4.0) * group
+        return (4.0 + lists * (4.0 if case.cuda else 8.0)) * group
     if not lists:
         return 0.0
     return 4.0 * local if case.cuda else 8.0 * sizes.largest

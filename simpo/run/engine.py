@@ -7,6 +7,7 @@ from transformers import Trainer, TrainingArguments
 
 from simpo.errors import ConfigError
 from simpo.run.builds import remove_stale_locks
+from simpo.run.checkpoints.engines import check_writer
 from simpo.run.parallelism import check_parallelism
 
 
@@ -16,9 +17,11 @@ def check_engine(args: TrainingArguments) -> None:
     What would let DeepSpeed wait for ever is put right.
 
     Raises:
-        ConfigError: ZeRO-3 does not gather its weights at saving; one sequence is split over devices.
+        ConfigError: ZeRO-3 does not gather its weights at saving; one sequence is split over devices; checkpoints would
+            be written while the training goes on.
     """
     check_parallelism(args)
+    check_writer(args)
     plugin = getattr(args, "deepspeed_plugin", None)
     if plugin is not None:
         remove_stale_locks()

@@ -174,9 +174,11 @@ def test_what_became_of_the_data(make: Make, undrawn: None) -> None:
 def test_before_and_after(make: Make) -> None:
     page = report_page([make("run", log_lines(40), probes=True)])
     pictures = of_kind(page, "Before and after", Picture)
-    assert len(pictures) == 7 and pictures[0].title.startswith("Reward order is right most often in after")
+    titles = {picture.name: picture.title for picture in pictures}
+    assert titles["accuracies.png"].startswith("SimPO reward order is right most often in after")
+    assert list(titles)[5:] == ["reward-against-likelihood.png", "divergences.png"]
     (about,) = of_kind(page, "Before and after", Text)
-    assert about.text == "On 300 held-out pairs after step 40; before: the initial policy."
+    assert about.text.startswith("On 300 held-out pairs after step 40; before: the initial policy.")
     (table,) = of_kind(page, "Samples", Table)
     assert list(table.rows[-1]) == ["step 40", "2", "50", "0%", "50%", "1.25"]
     (samples,) = of_kind(page, "Samples", Samples)
@@ -189,6 +191,12 @@ def test_a_probe_without_the_initial_policy_is_compared_with_the_first_one(make:
     for path in (folder / "monitor").glob("probe-*"):
         pq.write_table(pq.read_table(path).drop_columns(["ref_chosen", "ref_rejected"]), path)
     assert len(of_kind(report_page([folder]), "Before and after", Picture)) == 7
+
+
+def test_a_run_that_only_saw_the_initial_policy_shows_no_change_of_it(make: Make) -> None:
+    folder = make("run", log_lines(4), probes=True)
+    (folder / "monitor" / "probe-000040.parquet").unlink()
+    assert len(of_kind(report_page([folder]), "Before and after", Picture)) == 5
 
 
 def test_a_broken_probe_is_told_and_the_rest_is_there(make: Make) -> None:

@@ -1,14 +1,17 @@
 """Supervised rows: which formats are read, which tokens are learnt, and what becomes of rows that cannot be."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, load_dataset
 
 from simpo.data.chat import resolve_chat_template
 from simpo.data.config import DataConfig
 from simpo.data.dialogue_ids import CUT, IGNORED, DialogueEncoder, DialogueOptions, tokenize_dialogues
 from simpo.data.dialogues import Dialogue, Passage, dialogue_keys, read_row, take_dialogue_columns
+from simpo.data.duplicates import row_keys
 from simpo.data.encode import Encoder
 from simpo.data.schema import PROMPT_REWRITTEN, normalise
 from simpo.data.tokenize import TokenizeOptions, tokenize_pairs
@@ -217,6 +220,18 @@ def test_keys() -> None:
     prompt, whole = dialogue_keys(Dataset.from_list(rows))
     assert prompt[0] == prompt[1] == prompt[2] != 0 and prompt[3] == whole[3] == 0
     assert whole[0] == whole[2] != whole[1]
+
+
+def test_keys_are_cached_by_the_code_that_makes_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = {"prompt": "a", "completion": "b", "chosen": "b", "rejected": "c"}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    data = load_dataset("json", data_files=str(tmp_path / "rows.jsonl"), split="train", cache_dir=str(tmp_path))
+    first = dialogue_keys(data)
+    assert row_keys(data).pair != first.pair  # the same rows, read otherwise
+    monkeypatch.setattr("simpo.data.dialogues._keys", lambda row: (1, 2))
+    assert dialogue_keys(data).pair == first.pair  # kept
+    monkeypatch.setattr("simpo.data.duplicates.compared_name", lambda data, what, *sources: "-".join(sources))
+    assert dialogue_keys(data).pair.tolist() == [2]
 
 
 def test_pair_settings_still_refuse_other_columns() -> None:

@@ -8,6 +8,7 @@ import pytest
 from datasets import Dataset
 
 from simpo.data import schema, tokenize, truncate
+from simpo.data.account import cache_name
 from simpo.data.tokenize import TokenizeOptions, is_tokenized, tokenize_pairs
 from simpo.errors import ConfigError, DataError
 
@@ -129,9 +130,9 @@ def test_second_call_reads_the_cache(make_tokenizer, tmp_path, monkeypatch):
         raise AssertionError("tokenised again")
 
     monkeypatch.setattr(tokenize, "_tokenize_batch", forbidden)
-    name = tokenize.cache_name(raw, tokenizer, STANDARD)
+    name = cache_name(raw, tokenizer, STANDARD, tokenize._SOURCES)
     tokenizer(["use", "changes its padding state"], padding=True, truncation=True, max_length=7)
-    assert tokenize.cache_name(raw, tokenizer, STANDARD) == name
+    assert cache_name(raw, tokenizer, STANDARD, tokenize._SOURCES) == name
     again, again_report = tokenize_pairs(raw, tokenizer, TokenizeOptions(), num_proc=2)
     assert again.to_list() == first.to_list() and again_report == report
     assert tokenize_pairs(raw, make_tokenizer(), STANDARD)[1] == report

@@ -15,7 +15,7 @@ from datasets import Dataset
 from simpo.errors import ConfigError, DataError, ModelError
 from simpo.estimates import share
 from simpo.evals.pairs.intervals import Spearman, bootstrap
-from simpo.evals.pairs.measure import ScoredPairs, evaluate_pairs, pair_statistics, run_pairs
+from simpo.evals.pairs.measure import ScoredPairs, pair_statistics, run_pairs
 from simpo.evals.pairs.packed_scores import load_scored_model, score_pairs
 from simpo.evals.pairs.settings import PairsSettings
 from simpo.evals.results import read_result
@@ -65,7 +65,7 @@ def test_equal_to_the_trainers_evaluation(make_args, make_settings, tiny_dir, ti
     args = make_args(beta=2.5, max_length=300, max_prompt_length=200, per_device_eval_batch_size=3)
     trainer = SimPOTrainer(tiny_dir, args, eval_dataset=rows, processing_class=tiny_tokenizer)
     expected = trainer.evaluate()
-    found = evaluate_pairs(make_settings(beta=2.5, max_length=300, max_prompt_length=200)).metrics
+    found = run_pairs(make_settings(beta=2.5, max_length=300, max_prompt_length=200)).metrics
     for name, key, factor in (
         ("reward_accuracy", "rewards/accuracies", 100), ("reward_margin", "rewards/margins", 1),
         ("chosen_logps", "logps/chosen", 1), ("rejected_logps", "logps/rejected", 1),
@@ -85,7 +85,7 @@ def test_an_adapter_is_loaded_around_its_base(tiny_dir, make_settings, tmp_path:
     adapted.merge_and_unload().save_pretrained(tmp_path / "merged")
     AutoTokenizer.from_pretrained(tiny_dir).save_pretrained(tmp_path / "merged")
     adapter, merged, plain = (
-        evaluate_pairs(make_settings(model_name_or_path=str(name))).metrics["chosen_logps"].value
+        run_pairs(make_settings(model_name_or_path=str(name))).metrics["chosen_logps"].value
         for name in (tmp_path / "adapter", tmp_path / "merged", tiny_dir)
     )
     assert adapter == pytest.approx(merged, abs=1e-5) and abs(adapter - plain) > 1e-3
@@ -127,7 +127,7 @@ def test_what_is_written(make_settings, pairs_file, rows, tmp_path: Path) -> Non
     np.testing.assert_allclose(
         table["chosen_rewards"], 10 * np.array(table["chosen"]) / np.array(table["chosen_lengths"])
     )
-    whole = evaluate_pairs(make_settings())
+    whole = run_pairs(make_settings())
     assert whole.counts["pairs"] == len(rows)
 
 
@@ -175,18 +175,18 @@ def test_wrong_settings(make_settings, wrong: dict[str, Any], message: str) -> N
 
 def test_wrong_data_and_models(make_settings, tmp_path: Path, golden) -> None:
     with pytest.raises(ConfigError, match="max_prompt_length: 512 must be below max_length: 100"):
-        evaluate_pairs(make_settings(max_length=100))
+        run_pairs(make_settings(max_length=100))
     with pytest.raises(DataError, match="no such file or directory"):
-        evaluate_pairs(make_settings(dataset_name=str(tmp_path / "none.jsonl")))
+        run_pairs(make_settings(dataset_name=str(tmp_path / "none.jsonl")))
     with pytest.raises(ModelError, match="no such directory"):
-        evaluate_pairs(make_settings(model_name_or_path=str(tmp_path / "none")))
+        run_pairs(make_settings(model_name_or_path=str(tmp_path / "none")))
     empty = tmp_path / "ids.jsonl"
     halves = [{"prompt_ids": [1], "chosen_ids": [2], "rejected_ids": rejected} for rejected in ([], [3])]
     empty.write_text("".join(json.dumps(row) + "\n" for row in halves))
     with pytest.raises(DataError, match="row 0: rejected_ids is empty"):
-        evaluate_pairs(make_settings(dataset_name=str(empty)))
+        run_pairs(make_settings(dataset_name=str(empty)))
     with pytest.raises(ConfigError, match="holds splits to train on and to evaluate on"):
-        evaluate_pairs(make_settings(dataset_splits=["train_prefs", "test_prefs"]))
+        run_pairs(make_settings(dataset_splits=["train_prefs", "test_prefs"]))
     blocked = tmp_path / "file"
     blocked.write_text("")
     with pytest.raises(ConfigError, match=r"output_dir: .* cannot be made"):
@@ -201,7 +201,7 @@ def test_splits(make_settings, rows, tmp_path: Path) -> None:
     DatasetDict(parts).save_to_disk(str(folder))
     for splits, count in ((None, 2), (["test_prefs"], 1), (["train_prefs"], 4), (["test", "test_prefs"], 3)):
         settings = make_settings(dataset_name=str(folder), dataset_splits=splits)
-        assert evaluate_pairs(settings).counts["pairs"] == count
+        assert run_pairs(settings).counts["pairs"] == count
 
 
 def test_no_parameter_is_trained(tiny_dir) -> None:

@@ -66,6 +66,19 @@ def test_what_an_engine_holds(engine: Engine, weights: float, gradients: float, 
     assert held.buffers == {"single": 0, "ddp": 4 * N, "fsdp2": held.buffers}.get(engine.kind, 2 * 500_000_000)
 
 
+def test_buckets_of_zero_do_not_depend_on_the_model() -> None:
+    """DeepSpeed allocates them in full, for adapters too; ZeRO-2 frees them before the update."""
+    for engine in (Engine("zero2", 8), Engine("zero3", 8)):
+        assert held_by(case_8b(engine, adapter=lora())).buffers == 1e9
+        assert held_by(case_8b(engine._replace(bucket=None))).buffers == 2 * 4096**2
+    lists = {kind: memory_of(Case(small(), Engine(kind, 2), (PairLengths(1, 1, 1),), optim="adamw_torch", cuda=False))
+             for kind in ("zero2", "zero3")}  # fmt: skip
+    assert [memory.parts["communication"] for memory in lists.values()] == [1e9, 1e9]
+    huge = {kind: memory_of(case_8b(Engine(kind, 1), 1, optim="adamw_torch")) for kind in ("zero2", "zero3")}
+    assert {memory.moment for memory in huge.values()} == {"the optimizer's update"}
+    assert [memory.parts["communication"] for memory in huge.values()] == [0, 1e9]
+
+
 def test_a_quantised_base() -> None:
     whole = case_8b(Engine("single", 1), adapter=lora())
     four, nested, eight = (whole.changed(bits=bits, nested=on) for bits, on in ((4, False), (4, True), (8, False)))

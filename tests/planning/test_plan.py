@@ -146,6 +146,15 @@ def test_engines_of_other_configurations(tmp_path: Path) -> None:
     assert named_engine(None, 1).kind == "single" and named_engine(None, 2).kind == "zero3"
 
 
+@pytest.mark.parametrize(("given", "bucket"), [({}, 500_000_000), ({"reduce_bucket_size": 2e8}, 200_000_000),
+                                               ({"reduce_bucket_size": "auto"}, None)])  # fmt: skip
+def test_the_bucket_of_a_deepspeed_file(tmp_path: Path, given: dict[str, Any], bucket: int | None) -> None:
+    (tmp_path / "zero.json").write_text(json.dumps({"zero_optimization": {"stage": 3, **given}}))
+    options = {"deepspeed_config_file": str(tmp_path / "zero.json")}
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump({"distributed_type": "DEEPSPEED", "deepspeed_config": options}))
+    assert launched_engine(tmp_path / "a.yaml", 2) == Engine("zero3", 2, bucket=bucket)
+
+
 def test_arithmetic_is_that_of_the_method() -> None:
     """Beside the head's tiles, which are computed twice, and layers, where activations are."""
     case = Case(llama_8b(), Engine("zero3", 8), (PAIR,))

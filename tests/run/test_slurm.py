@@ -115,6 +115,16 @@ def test_a_job_that_comes_back_does_not_start_afresh(job) -> None:
     assert "--overwrite" not in line and "c.yaml" in line
 
 
+def test_a_job_that_would_go_back_each_time_is_refused(job) -> None:
+    for word in (
+        "--resume_from_checkpoint=out/checkpoint-4",
+        "--resume_from_checkpoint",
+        "--resume_from_checkpoint=false",
+    ):
+        assert shown_words(job, "c.yaml", word, "out/checkpoint-4") == ["exit 2"]
+    assert shown_words(job, "c.yaml", "--resume_from_checkpoint=true")[-1] == "exit 0"
+
+
 @pytest.mark.parametrize(
     ("code", "restarts", "requeued"), [(75, 0, True), (75, 100, False), (1, 0, False), (0, 0, False)]
 )

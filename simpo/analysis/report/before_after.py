@@ -3,78 +3,27 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
-from typing import Any
 
 import numpy as np
 
-from simpo.analysis import plots
+from simpo.analysis.comparison import Scored
 from simpo.analysis.pairs import PairScores, read_pairs
+from simpo.analysis.pictures import draw_all
 from simpo.analysis.report.blocks import Block, Samples, Table, Text
-from simpo.analysis.report.drawing import NO_PICTURES, can_draw, picture
+from simpo.analysis.report.drawing import NO_PICTURES, can_draw
 from simpo.analysis.report.run_files import Line, RunFiles, number
-from simpo.analysis.statistics import (
-    accuracy,
-    contingency,
-    distribution,
-    divergence,
-    length_correlation,
-    length_edges,
-    margins,
-    margins_by_length,
-    rewards,
-)
 from simpo.errors import DataError
 
 _PROMPTS = 8  # that are shown
 _CHARACTERS = 3000  # of a text that is shown
 _ROWS = 8  # steps in the table of generations
 _Models = Mapping[str, PairScores]
-_FIGURES: Mapping[str, tuple[Callable[[_Models], Any], str]] = {
-    "accuracies.png": (
-        lambda models: plots.accuracies({name: _orders(pairs) for name, pairs in models.items()}),
-        "Reward: log-prob per token. Likelihood: its sum, which long responses have less of. Bars: 95% intervals.",
-    ),
-    "margins-by-length.png": (
-        lambda models: plots.margins_by_length(
-            {name: margins_by_length(pairs, edges=_edges(models)) for name, pairs in models.items()}
-        ),
-        "Below 0 on the left: chosen responses that are short are not ranked first. Bars: 95% intervals.",
-    ),
-    "margins.png": (
-        lambda models: plots.margin_distributions(
-            {name: distribution(margins(pairs)) for name, pairs in models.items()}
-        ),
-        "Training moves margins to the right; a larger gamma makes them spread more.",
-    ),
-    "chosen-rewards.png": (
-        lambda models: plots.reward_distributions(
-            {name: distribution(rewards(pairs)[0]) for name, pairs in models.items()}
-        ),
-        "To the left of before: chosen responses got less probable. Some of that is normal; far to the left, read the "
-        "samples.",
-    ),
-    "logps-against-length.png": (
-        lambda models: plots.logps_against_length({name: length_correlation(pairs) for name, pairs in models.items()}),
-        "A larger ρ than before: training made long responses more probable per token.",
-    ),
-    "divergence.png": (
-        lambda models: plots.divergences({name: divergence(pairs) for name, pairs in models.items() if _moved(pairs)}),
-        "How far the log-prob of chosen responses moved from the initial policy's. Bars: 95% intervals.",
-    ),
-    "order-by-reward-and-likelihood.png": (
-        lambda models: plots.reward_against_likelihood(
-            {name: contingency(pairs) for name, pairs in models.items() if _moved(pairs)}
-        ),
-        "Of the pairs that DPO's reward, the log-ratio to the initial policy, puts right: how many log-prob reverses.",
-    ),
-}  # fmt: skip
 
 
 def figures(runs: Mapping[str, RunFiles]) -> list[Block]:
-    """The figures of `simpo.analysis.plots` from the last probe of each run, beside the initial policy."""
+    """The figures of `simpo.analysis.pictures` from the last probe of each run, beside the initial policy."""
     models: dict[str, PairScores] = {}
     notes: list[Block] = []
     steps = set()
@@ -94,8 +43,12 @@ def figures(runs: Mapping[str, RunFiles]) -> list[Block]:
     count = {len(pairs) for pairs in models.values()}
     at = f" after step {steps.pop()}" if len(steps) == 1 else ", each after its last probe"
     pairs = "pair" if count == {1} else "pairs"
-    about = Text(f"On {_span(count)} held-out {pairs}{at}; before: the initial policy.")
-    return [about, *notes, *_drawn(_with_initial(models))]
+    about = Text(
+        f"On {_span(count)} held-out {pairs}{at}; before: the initial policy. Numbers of figures are those of "
+        "arXiv 2405.14734."
+    )
+    scored = [Scored(name, pairs, initial=_is_initial(pairs)) for name, pairs in _with_initial(models).items()]
+    return [about, *notes, *draw_all(scored)]
 
 
 def samples(runs: Mapping[str, RunFiles]) -> list[Block]:
@@ -162,28 +115,12 @@ def _equal(one: PairScores, other: PairScores) -> bool:
     )
 
 
-def _moved(pairs: PairScores) -> bool:
-    """Whether these are not the initial policy's own scores."""
+def _is_initial(pairs: PairScores) -> bool:
+    """Whether these are the initial policy's own scores."""
     initial = _initial(pairs)
-    return initial is not None and not (
+    return initial is not None and (
         np.array_equal(pairs.chosen, initial.chosen) and np.array_equal(pairs.rejected, initial.rejected)
     )
-
-
-def _orders(pairs: PairScores) -> dict[str, Any]:
-    return {"reward": accuracy(pairs), "likelihood": accuracy(pairs, "sum")}
-
-
-def _edges(models: _Models) -> np.ndarray:
-    """The same bins for all."""
-    return length_edges(next(iter(models.values())))
-
-
-def _drawn(models: _Models) -> Iterator[Block]:
-    moved = any(_moved(pairs) for pairs in models.values())
-    for name, (draw, caption) in _FIGURES.items():
-        if moved or name not in ("divergence.png", "order-by-reward-and-likelihood.png"):
-            yield picture(partial(draw, models), name, caption)
 
 
 def _by_step(lines: Sequence[Line]) -> dict[int, list[Line]]:

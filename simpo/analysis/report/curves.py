@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -118,7 +117,7 @@ def _pictures(curves: Sequence[Curve], logs: _LOGS) -> list[Picture]:
         curves = [part for curve in curves for part in _one_by_one(curve)]
     drawn = [(curve, points) for curve in curves if (points := _points(curve, logs))]
     return [
-        picture(partial(_draw, curve, points, list(logs)), f"{curve.name}.png", _caption(curve, points))
+        picture(_draw(curve, points, list(logs)), f"{curve.name}.png", _caption(curve, points))
         for curve, points in drawn
     ]
 

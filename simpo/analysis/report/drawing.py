@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
 from io import BytesIO
-from typing import Any
+from typing import TYPE_CHECKING
 
 from simpo.analysis.report.blocks import Picture, Text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 NO_PICTURES = Text("Pictures need matplotlib: pip install 'simpo[plots]', then make this page again.", "note")
 
@@ -17,15 +19,15 @@ def can_draw() -> bool:
     return importlib.util.find_spec("matplotlib") is not None
 
 
-def picture(draw: Callable[[], Any], name: str, caption: str = "") -> Picture:
-    """What a function draws, under the title that the figure has.
+def picture(figure: Figure, name: str, caption: str = "") -> Picture:
+    """A figure under its own title.
 
     Args:
-        draw: gives a matplotlib figure.
+        figure: of matplotlib.
         name: of its file.
         caption: how to read it.
     """
-    figure, file = draw(), BytesIO()
+    file = BytesIO()
     figure.savefig(file, format="png")
     title = " ".join(figure.get_suptitle().split())
     return Picture(file.getvalue(), title, caption, name)

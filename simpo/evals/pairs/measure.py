@@ -100,15 +100,6 @@ def run_pairs(settings: PairsSettings) -> Result:
     return result
 
 
-def evaluate_pairs(settings: PairsSettings) -> Result:
-    """The numbers alone, nothing written; every process must call it, and each gets them.
-
-    Raises:
-        SimPOError: what is wrong, where, and what to write instead.
-    """
-    return measure_pairs(settings)[0]
-
-
 def measure_pairs(settings: PairsSettings) -> tuple[Result, ScoredPairs]:
     """The numbers, and what they are made of."""
     from accelerate import Accelerator

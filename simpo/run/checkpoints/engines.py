@@ -3,13 +3,37 @@
 from pathlib import Path
 
 from accelerate.utils import DistributedType
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 
-from simpo.errors import ModelError
+from simpo.errors import ConfigError, ModelError
 
 _PLAIN = "DDP or one process"
 _FSDP = "FSDP"
 _ZERO = {0: "DeepSpeed without ZeRO", 1: "ZeRO-1 or ZeRO-2", 2: "ZeRO-1 or ZeRO-2", 3: "ZeRO-3"}
+
+
+def check_writer(args: TrainingArguments) -> None:
+    """Refuse checkpoints that DeepSpeed writes beside the training: a save then returns before its files are whole.
+
+    They could not be hashed and marked as whole. DeepSpeed waits for them before the next update of the weights anyway,
+    so that one forward and backward pass is all that could be won.
+
+    Raises:
+        ConfigError: which setting asks for it.
+    """
+    plugin = getattr(args, "deepspeed_plugin", None)
+    config = plugin.deepspeed_config if plugin is not None else {}
+    writer = (config.get("checkpoint") or {}).get("writer") or {}
+    asked = {
+        "checkpoint.writer.decoupled": writer.get("decoupled"),
+        "datastates_ckpt": config.get("datastates_ckpt"),
+    }
+    for key, there in asked.items():
+        if there:
+            raise ConfigError(
+                f"{key} in the DeepSpeed config: checkpoints that are written while the training goes on cannot be "
+                "verified; leave it out (checkpoint.writer without it is fine), and save less often if that takes long"
+            )
 
 
 def check_engine_of(checkpoint: Path, trainer: Trainer) -> None:

@@ -4,14 +4,15 @@ import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from accelerate.utils import DistributedType
 
-from simpo.errors import ModelError
+from simpo.errors import ConfigError, ModelError
 from simpo.run import run_training
-from simpo.run.checkpoints.engines import check_engine_of, engine_that_wrote
+from simpo.run.checkpoints.engines import check_engine_of, check_writer, engine_that_wrote
+from simpo.run.engine import check_engine
 from simpo.settings import read_settings
 from tests.launching import WORKERS, run
 
@@ -47,6 +48,25 @@ def test_each_engine_goes_on_from_its_own(tmp_path: Path, wrote: str) -> None:
         else:
             with pytest.raises(ModelError, match=f"written under {wrote}, and this run is under {now}"):
                 check_engine_of(tmp_path, trainer_under(now))
+
+
+@pytest.mark.parametrize(
+    ("config", "key"),
+    [
+        ({"checkpoint": {"writer": {"type": "FAST", "decoupled": True}}}, "checkpoint.writer.decoupled"),
+        ({"datastates_ckpt": {"host_cache_size": 16}}, "datastates_ckpt"),
+    ],
+)
+def test_checkpoints_that_are_written_later_are_refused(config: dict[str, Any], key: str) -> None:
+    args: Any = SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=2, deepspeed_config=config))
+    with pytest.raises(ConfigError, match=f"^{key} in the DeepSpeed config: .* cannot be verified"):
+        check_engine(args)
+
+
+@pytest.mark.parametrize("config", [{}, {"checkpoint": None}, {"checkpoint": {"writer": {"type": "FAST"}}}])
+def test_other_checkpoints_of_deepspeed_are_not(config: dict[str, Any]) -> None:
+    check_writer(cast(Any, SimpleNamespace(deepspeed_plugin=SimpleNamespace(zero_stage=2, deepspeed_config=config))))
+    check_writer(cast(Any, SimpleNamespace(deepspeed_plugin=None)))
 
 
 def test_weights_alone_are_not_gone_on_from(make_config, tmp_path: Path) -> None:
