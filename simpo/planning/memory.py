@@ -10,7 +10,7 @@ N parameters, n GPUs, bytes a parameter for full fine-tuning in bf16 under AdamW
     single      4 N       4 N        8 N         casts of weights to 16 bits while they are used (rehearsed)
     ddp         4 N       4 N        8 N         4 N of reduction buckets
     zero2       2 N       2 N / n    12 N / n    a bucket of 5e8 gradients in backward, whatever N is
-    zero3       2 N / n   2 N / n    12 N / n    the bucket all the time, and up to 1e9 gathered weights
+    zero3       2 N / n   2 N / n    12 N / n    the bucket all the time; up to 1e9 gathered weights, 5e7 of them twice
     fsdp2       4 N / n   4 N / n    8 N / n     gathered layers in 16 bits, a reduction in float32
 
 Adapters: the base stays in 16 bits (4 or 8 where it is quantised, and then whole on every GPU), and N in the columns of
@@ -33,7 +33,7 @@ from simpo.planning.rehearsal import Phase, Step, rehearse
 from simpo.planning.sizes import Sizes, count_sizes
 
 # DeepSpeed's defaults, in parameters; accelerate and transformers leave them.
-_LIVE, _SUB_GROUP = 1_000_000_000, 1_000_000_000
+_LIVE, _SUB_GROUP, _PREFETCH = 1_000_000_000, 1_000_000_000, 50_000_000
 _CONTEXT = int(1.5 * 2**30)  # CUDA context, cuBLAS workspaces, NCCL's channels
 _FRAGMENTATION = 0.05  # of the tensors: what torch's allocator holds and cannot use
 # A search asks for the same few models and steps again and again.
@@ -208,7 +208,9 @@ def held_by(case: Case) -> Held:
         if engine.kind == "zero2":
             held = Held(frozen + wide * trained, wide * trained / n, masters + moments / n, 0, bucket)
         else:
-            gathered = wide * min(sizes.total, _LIVE + sizes.layer) * (case.bits is None)
+            # weights are copied out of the flat buffer in which several arrive
+            live = min(sizes.total, _LIVE + sizes.layer) + min(sizes.total, _PREFETCH)
+            gathered = wide * live * (case.bits is None)
             weights = whole + (frozen - whole + wide * trained) / n
             held = Held(weights, wide * trained / n, masters + moments / n, gathered, bucket)
     if engine.offload_optimizer:
