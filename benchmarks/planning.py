@@ -201,7 +201,7 @@ def train(job: Job, folder: Path) -> int:
         total_train_batch_size=job.pairs * job.micro_batches, gradient_checkpointing=job.checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False} if job.checkpointing else None, optim=job.optim,
         prefix_sharing=job.shared, max_length=sum(job.lengths), save_strategy="no", disable_tqdm=True,
-        lr_scheduler_type="constant", max_prompt_length=job.lengths[0], dataloader_pin_memory=job.cuda,
+        lr_scheduler_type="constant", max_prompt_length=job.lengths[0], dataloader_pin_memory=job.cuda, monitor="off",
     )  # fmt: skip
     base = torch.bfloat16 if job.lora and job.bf16 else torch.float32
     tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)

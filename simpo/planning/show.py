@@ -135,7 +135,7 @@ def assumptions(run: Run, plans: Sequence[GpuPlan]) -> list[str]:
         lines.append(f"memory: attention by {kernel}; reserve: 1.5 GiB for CUDA, cuBLAS and NCCL, "
                      "and 5% that the allocator cannot use")  # fmt: skip
     if case.engine.gpus > 1:
-        lines.append(f"{case.engine}: buffers by the engine's defaults, not measured; docs/planning.md says how")
+        lines.append(f"{case.engine}: buffers by the engine's defaults; docs/planning.md says what was measured")
     if run.settings.training.max_tokens_per_microbatch is None:
         lines.append(f"per_device_train_batch_size: {run.settings.training.per_device_train_batch_size} decides the "
                      "micro-batch; max_tokens_per_microbatch sets it in tokens")  # fmt: skip
