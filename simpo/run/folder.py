@@ -36,8 +36,11 @@ def step_of(checkpoint: Path) -> int:
 
 def is_finished(output_dir: str | Path) -> bool:
     """Whether a run in this folder came to its end."""
-    manifest = Path(output_dir) / MANIFEST
-    return manifest.is_file() and json.loads(manifest.read_text()).get("status") == "finished"
+    try:
+        manifest = json.loads((Path(output_dir) / MANIFEST).read_text())
+    except (OSError, ValueError):  # none, or cut short by a loss of power: then it was not the last thing written
+        return False
+    return isinstance(manifest, dict) and manifest.get("status") == "finished"
 
 
 def _is_fresh(folder: Path) -> bool:

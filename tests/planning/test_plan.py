@@ -155,6 +155,32 @@ def test_the_bucket_of_a_deepspeed_file(tmp_path: Path, given: dict[str, Any], b
     assert launched_engine(tmp_path / "a.yaml", 2) == Engine("zero3", 2, bucket=bucket)
 
 
+@pytest.mark.parametrize("zero", [{"reduce_bucket_size": "5e8"}, {"reduce_bucket_size": 500_000_000.0},
+                                  {"reduce_bucket_size": "500000000"}, {"offload_optimizer": None}])  # fmt: skip
+def test_numbers_of_a_deepspeed_file_as_people_write_them(tmp_path: Path, zero: dict[str, Any]) -> None:
+    assert launched_engine(_deepspeed(tmp_path, {"zero_optimization": {"stage": 3, **zero}}), 2) == Engine("zero3", 2)
+
+
+@pytest.mark.parametrize("content", [[], {"zero_optimization": 3}, {"zero_optimization": {"stage": 3,
+                                     "reduce_bucket_size": "large"}}, {"zero_optimization": None}])  # fmt: skip
+def test_what_is_wrong_in_a_deepspeed_file(tmp_path: Path, content: Any) -> None:
+    with pytest.raises(ConfigError, match=r"zero\.json|zero_stage"):
+        launched_engine(_deepspeed(tmp_path, content), 2)
+
+
+def _deepspeed(folder: Path, content: Any) -> Path:
+    (folder / "zero.json").write_text(json.dumps(content))
+    options = {"deepspeed_config_file": str(folder / "zero.json")}
+    (folder / "a.yaml").write_text(yaml.safe_dump({"distributed_type": "DEEPSPEED", "deepspeed_config": options}))
+    return folder / "a.yaml"
+
+
+def test_no_is_a_word_in_an_accelerate_configuration(tmp_path: Path) -> None:
+    """Without quotes YAML reads it as false, and accelerate starts one process all the same."""
+    (tmp_path / "a.yaml").write_text("distributed_type: NO\nnum_processes: 1\n")
+    assert launched_engine(tmp_path / "a.yaml") == Engine("single", 1)
+
+
 def test_arithmetic_is_that_of_the_method() -> None:
     """Beside the head's tiles, which are computed twice, and layers, where activations are."""
     case = Case(llama_8b(), Engine("zero3", 8), (PAIR,))

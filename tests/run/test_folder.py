@@ -42,6 +42,15 @@ def test_an_interrupted_run_goes_on_from_its_last_whole_checkpoint(tmp_path) -> 
         assert find_checkpoint(tmp_path, resume, overwrite=False) == tmp_path / "checkpoint-10"
 
 
+@pytest.mark.parametrize("text", ["", '{"status": "fin', "[]", "\0\0\0\0"])
+def test_a_manifest_that_was_cut_short_does_not_keep_a_run_from_going_on(tmp_path, text) -> None:
+    """As a machine without power leaves a file."""
+    (tmp_path / MANIFEST).write_text(text)
+    assert find_checkpoint(tmp_path, None, overwrite=False) is None
+    last = _checkpoint(tmp_path, 5)
+    assert find_checkpoint(tmp_path, None, overwrite=False) == last
+
+
 def test_a_run_stopped_before_its_first_checkpoint_starts_again(tmp_path) -> None:
     (tmp_path / MANIFEST).write_text(json.dumps({"status": "running"}))
     (tmp_path / SETTINGS).write_text("beta: 2.0\n")

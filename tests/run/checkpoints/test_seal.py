@@ -56,6 +56,10 @@ DAMAGES = [
     (lambda path: (path / NAMES[2]).unlink(), "zero_pp_rank_1_mp_rank_00_optim_states.pt is missing"),
     (lambda path: (path / FILES).write_text('{"model.saf'), f"{FILES} cannot be read"),
     (lambda path: (path / FILES).write_text('{"model.safetensors": 3}'), f"{FILES} cannot be read"),
+    (lambda path: (path / FILES).write_text("{}"), f"{FILES} cannot be read"),
+    (lambda path: (path / FILES).write_text("[]"), f"{FILES} cannot be read"),
+    (lambda path: (path / IDENTITY).write_text('{"beta"'), f"{IDENTITY} cannot be read"),
+    (lambda path: (path / IDENTITY).write_text(""), f"{IDENTITY} cannot be read"),
 ]
 
 
@@ -118,10 +122,32 @@ def test_a_checkpoint_that_is_written_again_is_not_whole_meanwhile(tmp_path: Pat
     assert checkpoints(tmp_path) == [path]
     keeper.on_step_end(args, state, TrainerControl(should_save=True))
     assert checkpoints(tmp_path) == []
+    path.mkdir()
+    (path / NAMES[1]).write_text("{}")
+    assert checkpoints(tmp_path) == []
     keeper.on_save(args, state, TrainerControl())
     assert checkpoints(tmp_path) == [path] and damages(path) == []
     keeper.on_epoch_end(args, state, TrainerControl(should_save=True))
     assert checkpoints(tmp_path) == []
+
+
+def test_nothing_of_an_earlier_checkpoint_is_left_in_one_that_is_written_again(tmp_path: Path, args) -> None:
+    """A part of a process that there is no more would be taken for a part of the new one."""
+    path = checkpoint(tmp_path, 4)
+    keeper, state = CheckpointCallback({"beta": 2.0}), TrainerState(global_step=4, is_world_process_zero=True)
+    keeper.on_step_end(args, state, TrainerControl(should_save=True))
+    assert not path.exists()
+
+
+def test_a_checkpoint_that_was_being_removed_goes_with_the_next_start(tmp_path: Path, args, monkeypatch) -> None:
+    old, new = checkpoint(tmp_path, 4), checkpoint(tmp_path, 8)
+    with monkeypatch.context() as patch:
+        patch.setattr(callback.shutil, "rmtree", lambda path: (path / NAMES[0]).unlink())  # and killed
+        remove_checkpoint(old)
+    CheckpointCallback({"beta": 2.0}).on_train_begin(
+        args, TrainerState(global_step=8, is_world_process_zero=True), TrainerControl()
+    )
+    assert {path.name for path in tmp_path.iterdir()} == {MANIFEST, new.name}
 
 
 def test_a_run_that_went_back_keeps_what_it_writes(tmp_path: Path, args) -> None:
