@@ -14,6 +14,7 @@ from simpo.run.checkpoints.callback import CheckpointCallback, remove_checkpoint
 from simpo.run.checkpoints.resume import check_identity, choose_checkpoint
 from simpo.run.checkpoints.seal import FILES, IDENTITY, damages, seal
 from simpo.run.folder import MANIFEST, checkpoints
+from tests.test_main_process import two
 
 NAMES = ("model.safetensors", "trainer_state.json", "global_step5/zero_pp_rank_1_mp_rank_00_optim_states.pt")
 
@@ -165,6 +166,23 @@ def test_what_was_set_aside_twice_is_no_checkpoint(tmp_path: Path, args) -> None
         flip(checkpoint(tmp_path, 8) / NAMES[0])
         assert choose_checkpoint(args, None, False, dry_run=False)[0] == earlier
     assert checkpoints(tmp_path) == [earlier] and (tmp_path / "checkpoint-8.damaged-2").is_dir()
+
+
+@pytest.mark.multiprocess
+def test_all_go_on_from_the_checkpoint_that_the_main_process_finds(tmp_path: Path) -> None:
+    """A network disk may show another machine the folder of some time ago."""
+    for rank, steps in ((0, (4, 8)), (1, (4,))):
+        (tmp_path / f"disk{rank}").mkdir()
+        (tmp_path / f"disk{rank}" / MANIFEST).write_text(json.dumps({"status": "running"}))
+        for step in steps:
+            checkpoint(tmp_path / f"disk{rank}", step)
+
+    def choose() -> str:
+        folder = tmp_path / f"disk{os.environ['RANK']}"
+        found, _ = choose_checkpoint(TrainingArguments(output_dir=str(folder), use_cpu=True), None, False, dry_run=True)
+        return str(found)
+
+    assert two(choose, tmp_path) == [str(tmp_path / "disk0" / "checkpoint-8")] * 2
 
 
 def test_a_run_passes_over_a_damaged_checkpoint_and_says_so(make_config, tmp_path: Path, capsys) -> None:
