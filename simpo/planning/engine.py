@@ -142,5 +142,5 @@ def _fsdp(path: Path, options: dict[str, Any], gpus: int) -> Engine:
     if int(options.get("fsdp_version", 1)) != 2:
         raise ConfigError(f"{path}: FSDP1 is not planned for; write fsdp_version: 2, as accelerate_configs/fsdp2.yaml")
     reshard = str(options.get("fsdp_reshard_after_forward", True)).lower() != "false"
-    offload = bool(options.get("fsdp_offload_params", False))
+    offload = str(options.get("fsdp_offload_params", False)).lower() == "true"
     return Engine("fsdp2", gpus, offload, offload, reshard)

@@ -14,10 +14,11 @@ from simpo.batching import Budget
 from simpo.cli.launch import LAUNCH_CONFIGS, launch_config
 from simpo.errors import ConfigError, ModelError
 from simpo.flops import PairLengths, model_shape, training_flops
+from simpo.planning import changes, plan
 from simpo.planning.changes import lora
 from simpo.planning.engine import Engine, launched_engine, named_engine
 from simpo.planning.gpus import find_gpu, gpu_table
-from simpo.planning.memory import Case, memory_of
+from simpo.planning.memory import Case, Memory, memory_of
 from simpo.planning.plan import Run, largest_micro_batch, plan_run
 from simpo.planning.timing import step_flops, times_of
 from simpo.planning.workload import Workload, assumed_workload
@@ -223,6 +224,26 @@ def test_the_largest_micro_batch_fits_and_a_larger_one_does_not() -> None:
     assert found.limited and found.tokens is not None and 19_000 < found.tokens <= 20_000
     assert largest_micro_batch(case, capacity, sum(PAIR), 5000, fill) == (5000, False)
     assert largest_micro_batch(case, capacity / 4, sum(PAIR), 5000, fill).tokens is None
+
+
+def test_a_micro_batch_fits_where_memory_grows_with_the_square_of_a_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As SDPA's masks in float32: what a micro-batch needs rises and falls with the length of its last pair."""
+    workload = Workload(np.array([PAIR]), 1, "", assumed=True)
+
+    def needed(case: Case) -> Memory:
+        last = sum(case.pairs[-1])
+        return Memory({"all": 1000.0 * case.tokens + float(last**2)}, "", 0.0)
+
+    for module in (plan, changes):
+        monkeypatch.setattr(module, "memory_of", needed)
+    case = Case(small(), Engine("single", 1), (PAIR,))
+
+    def fill(tokens: int) -> Any:
+        return workload.micro_batch(tokens, shared=True)
+
+    for capacity in range(1_500_000, 20_000_000, 250_000):
+        found = largest_micro_batch(case, capacity, 815, 20_000, fill).tokens
+        assert found is not None and needed(case.changed(pairs=fill(found))).total <= capacity
 
 
 def test_a_micro_batch_has_the_tokens_asked_for() -> None:
