@@ -113,6 +113,23 @@ def remove_earlier_run(output_dir: str | Path) -> None:
             path.unlink()
 
 
+def check_kept(output_dir: str | Path, model_name_or_path: str) -> None:
+    """Refuse to overwrite a folder that holds what the run starts from: its only copy would go.
+
+    Raises:
+        ConfigError: the model lies in the output folder.
+    """
+    folder, model = Path(output_dir).resolve(), Path(model_name_or_path)
+    if not model.exists() or not model.resolve().is_relative_to(folder):
+        return
+    inside = model.resolve().relative_to(folder).parts
+    if not inside or inside[0].startswith("checkpoint-"):  # as `remove_earlier_run` removes
+        raise ConfigError(
+            f"output_dir: {output_dir} holds model_name_or_path: {model_name_or_path}, which --overwrite would remove; "
+            "choose another output_dir"
+        )
+
+
 def discard_weights(output_dir: str | Path) -> None:
     """Remove weights and checkpoints of a run; its logs, metrics and settings stay, and say that it is finished."""
     for path in Path(output_dir).glob("checkpoint-*"):
