@@ -23,7 +23,8 @@ def on_main(work: Callable[[], _T], patience: timedelta | None = None) -> _T:
             they would end the run.
 
     Raises:
-        SimPOError: what the main process raised, on every process.
+        SimPOError: what the main process raised, on every process. Of another error, which may not survive the way,
+            the others get its text: none of them waits for a process that has left.
     """
     state = PartialState()
     waiting: Any = None
@@ -31,17 +32,20 @@ def on_main(work: Callable[[], _T], patience: timedelta | None = None) -> _T:
         waiting = dist.new_group(timeout=patience)  # each group has a time-out of its own
         _meet(waiting)  # NCCL connects at the first call, for which it waits as long as for any other
     outcome: list[Any] = [None, None]
+    own: Exception | None = None
     if state.is_main_process:
         try:
             outcome[0] = work()
         except SimPOError as error:
             outcome[1] = error
+        except Exception as error:
+            own, outcome[1] = error, SimPOError(f"the main process failed: {type(error).__name__}: {error}")
     if waiting is not None:
         _meet(waiting)
         dist.destroy_process_group(waiting)
     found, failure = broadcast_object_list(outcome)
     if failure is not None:
-        raise failure
+        raise own or failure
     return cast(_T, found)
 
 

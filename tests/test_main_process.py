@@ -66,3 +66,11 @@ def test_an_error_is_that_of_all(tmp_path: Path, patience) -> None:
         raise StoreError("what is wrong")
 
     assert two(lambda: on_main(fail, patience), tmp_path) == ["StoreError what is wrong"] * 2
+
+    def break_down() -> None:
+        raise PermissionError(13, "Permission denied")
+
+    own = "PermissionError: [Errno 13] Permission denied"
+    assert two(lambda: on_main(break_down, patience), tmp_path) == [
+        f"other {own.replace(':', '', 1)}", f"SimPOError the main process failed: {own}",
+    ]  # fmt: skip

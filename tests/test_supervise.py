@@ -1,5 +1,6 @@
 """A launcher as a child: signals, exit codes, and nothing left behind. Small scripts stand for the launcher."""
 
+import argparse
 import json
 import os
 import signal
@@ -11,6 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from simpo.cli import supervise
+from simpo.cli.launch import launch_run
 from tests.launching import environment
 
 # Starts a worker as launchers do, and ends with 1 when the worker failed. The worker says that it runs, and waits.
@@ -111,6 +114,18 @@ def test_before_training_begins_a_signal_means_start_again(scripts: Path) -> Non
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 75
+
+
+def test_the_folder_is_the_one_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers writes out the `~` of `--output_dir=~/x`, which no shell does."""
+    found: list[str] = []
+    monkeypatch.setattr(supervise, "supervise", lambda command, environment, folder: found.append(folder))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in [name for name in os.environ if name == "LOCAL_RANK"]:
+        monkeypatch.delenv(name)
+    args = argparse.Namespace(accelerate="cpu", configs=["any.yaml"], log_dir=None)
+    launch_run("train", args, [], lambda files, overrides: {"output_dir": "~/x"}, [])
+    assert found == [str(tmp_path / "x")]
 
 
 def test_ctrl_c(scripts: Path) -> None:

@@ -94,7 +94,8 @@ def launch_run(
     from simpo.cli.supervise import supervise
 
     command = launch_command(verb, args)
-    folder = check(args.configs, overrides).get("output_dir") or "trainer_output"  # as transformers names it
+    folder = check(args.configs, overrides).get("output_dir") or "trainer_output"  # as transformers names it ...
+    folder = os.path.expanduser(folder)  # ... and finds it
     environment = dict(os.environ)
     # torchrun passes these signals on, and waits so many seconds for its processes; what is set already stays
     environment.setdefault("PET_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")

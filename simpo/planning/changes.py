@@ -91,11 +91,16 @@ def _with_more_gpus(case: Case, capacity: float, here: Sequence[Change]) -> list
             for some, changed in _sets(more, here[:2], size):
                 if fits(changed, capacity):
                     one = _proposal(some, changed)
-                    nodes = f"_nodes --num_machines {-(-gpus // MACHINE)}" if gpus > MACHINE else ""
-                    flags = f"simpo train --accelerate {changed.engine.kind}{nodes} --num_processes {gpus}"
-                    return [one._replace(names=[f"{gpus} GPUs", *one.names], lines=[flags, *one.lines])]
+                    return [one._replace(names=[f"{gpus} GPUs", *one.names], lines=[_started(changed), *one.lines])]
         gpus *= 2
     return []
+
+
+def _started(case: Case) -> str:
+    """The command that starts a run on sharded weights."""
+    kind, gpus = case.engine.kind, case.engine.gpus
+    nodes = f"_nodes --num_machines {-(-gpus // MACHINE)}" if gpus > MACHINE else ""
+    return f"simpo train --accelerate {kind}{nodes} --num_processes {gpus}"
 
 
 def _over(engine: Engine, gpus: int) -> Engine:
@@ -111,7 +116,7 @@ def _changes(longest: int, fill: Fill) -> list[Change]:
             lambda case: case.changed(pairs=fill(longest)) if case.tokens > 1.05 * longest else None,
             lambda case: [f"max_tokens_per_microbatch: {case.tokens}"],
         ),
-        Change("sharded weights", _sharded, lambda case: [f"simpo train --accelerate {case.engine.kind}"]),
+        Change("sharded weights", _sharded, lambda case: [_started(case)]),
         Change("optimizer states in RAM", _offloaded, lambda _: ["offload_optimizer_device: cpu  # accelerate config"]),
         Change("LoRA", lambda case: _adapted(case, None), lambda _: _LORA),
         Change("QLoRA", lambda case: _adapted(case, 4), lambda _: [*_LORA, "load_in_4bit: true"]),

@@ -88,7 +88,7 @@ def launched_engine(path: Path, gpus: int | None = None) -> Engine:
         return _fsdp(path, config.get("fsdp_config") or {}, gpus)
     if kind.startswith("MULTI_"):
         return named_engine("ddp", gpus)
-    if kind == "NO":
+    if kind in ("NO", "FALSE"):  # YAML takes the word without quotes for false
         return named_engine("single" if gpus == 1 else "ddp", gpus)
     raise ConfigError(f"{path}: distributed_type: {kind} is not known here; write --engine {', '.join(ENGINES)}")
 
@@ -108,12 +108,11 @@ def _deepspeed(path: Path, config: dict[str, Any], gpus: int) -> Engine:
     file = options.get("deepspeed_config_file")
     bucket: Any = Engine._field_defaults["bucket"]
     if file:
-        try:
-            zero = json.loads(Path(file).read_text(encoding="utf-8")).get("zero_optimization", {})
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{path}: deepspeed_config_file: {file} cannot be read: {error}") from error
+        zero = _zero_section(path, file)
         options, bucket = {"zero_stage": zero.get("stage")}, zero.get("reduce_bucket_size", bucket)
-        options |= {f"{key}_device": zero.get(key, {}).get("device") for key in ("offload_optimizer", "offload_param")}
+        options |= {
+            f"{key}_device": (zero.get(key) or {}).get("device") for key in ("offload_optimizer", "offload_param")
+        }
     stage = options.get("zero_stage")
     if stage not in (2, 3):
         raise ConfigError(f"{path}: zero_stage: {stage} is not planned for; stages 2 and 3 are")
@@ -121,12 +120,27 @@ def _deepspeed(path: Path, config: dict[str, Any], gpus: int) -> Engine:
         str(options.get(key) or "none").lower() in ("cpu", "nvme")
         for key in ("offload_optimizer_device", "offload_param_device")
     )
-    return Engine(f"zero{stage}", gpus, optimizer, weights, bucket=None if bucket == "auto" else int(bucket))
+    try:
+        bucket = None if bucket == "auto" else int(float(bucket))
+    except (TypeError, ValueError, OverflowError):
+        raise ConfigError(f"{file}: reduce_bucket_size: {bucket!r} is no number; write e.g. 500000000") from None
+    return Engine(f"zero{stage}", gpus, optimizer, weights, bucket=bucket)
+
+
+def _zero_section(path: Path, file: Any) -> dict[str, Any]:
+    try:
+        content = json.loads(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(f"{path}: deepspeed_config_file: {file} cannot be read: {error}") from error
+    section = (content.get("zero_optimization") or {}) if isinstance(content, dict) else None
+    if not isinstance(section, dict):
+        raise ConfigError(f"{path}: deepspeed_config_file: {file} is no DeepSpeed configuration")
+    return section
 
 
 def _fsdp(path: Path, options: dict[str, Any], gpus: int) -> Engine:
     if int(options.get("fsdp_version", 1)) != 2:
         raise ConfigError(f"{path}: FSDP1 is not planned for; write fsdp_version: 2, as accelerate_configs/fsdp2.yaml")
     reshard = str(options.get("fsdp_reshard_after_forward", True)).lower() != "false"
-    offload = bool(options.get("fsdp_offload_params", False))
+    offload = str(options.get("fsdp_offload_params", False)).lower() == "true"
     return Engine("fsdp2", gpus, offload, offload, reshard)

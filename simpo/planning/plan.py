@@ -154,8 +154,9 @@ def _case(run: Run, gpu: Gpu, cut: PlanSummary) -> Case:
 def largest_micro_batch(case: Case, capacity: float, longest: int, most: int, fill: Any) -> Fitting:
     """The largest micro-batch between the longest pair and all of a step, in tokens.
 
-    Memory is a convex function of tokens (a maximum of straight lines), so a line between two sizes is above it, and
-    where it meets the capacity the micro-batch fits. Two such steps come close.
+    Memory is nearly a convex function of tokens (a maximum of straight lines), so a line between two sizes is above it,
+    and where it meets the capacity the micro-batch fits. Two such steps come close. Where attention keeps a square of
+    the last pair's length, which varies, smaller ones are tried until one fits.
     """
 
     def needed(tokens: int) -> float:
@@ -171,5 +172,6 @@ def largest_micro_batch(case: Case, capacity: float, longest: int, most: int, fi
         low = low + int((high - low) * (capacity - below) / (above - below))
         below = needed(low)
     rounded = max(longest, low // _ROUND * _ROUND)
-    assert fits(case.changed(pairs=fill(rounded)), capacity)
+    while rounded > longest and not fits(case.changed(pairs=fill(rounded)), capacity):
+        rounded = max(longest, (rounded - rounded // 16) // _ROUND * _ROUND)
     return Fitting(rounded, True)

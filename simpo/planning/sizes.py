@@ -16,7 +16,7 @@ class Sizes(NamedTuple):
     Fields:
         total, trained: of the model with its adapter; the part that is trained.
         layer: of the largest decoder layer.
-        embedding, tail: of the input embedding; of final norm and head, without a head that is tied.
+        embedding, tail: of the input embedding; of final norm and head, which may be the embedding's weights again.
         linear: of linear maps outside the head, which quantisation packs.
         largest: of the largest trained tensor.
         largest_linear: of the largest of those linear maps.
@@ -59,12 +59,13 @@ def count_sizes(config: PretrainedConfig, adapter: Any = None) -> Sizes:
     linear = [module.weight.numel() for name, module in base.named_modules()
               if isinstance(module, nn.Linear) and module is not head and "lora_" not in name]  # fmt: skip
     total = _count(model)
+    tied = head is not None and head.weight is base.get_input_embeddings().weight
     return Sizes(
         total=total,
         trained=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
         layer=layer,
         embedding=embedding,
-        tail=max(0, total - embedding - sum(_count(layer) for layer in decoder_layers(model))),
+        tail=max(0, total - (0 if tied else embedding) - sum(_count(layer) for layer in decoder_layers(model))),
         linear=sum(linear),
         largest=max((parameter.numel() for parameter in parameters if parameter.requires_grad), default=0),
         largest_linear=max(linear, default=0),

@@ -36,8 +36,11 @@ def step_of(checkpoint: Path) -> int:
 
 def is_finished(output_dir: str | Path) -> bool:
     """Whether a run in this folder came to its end."""
-    manifest = Path(output_dir) / MANIFEST
-    return manifest.is_file() and json.loads(manifest.read_text()).get("status") == "finished"
+    try:
+        manifest = json.loads((Path(output_dir) / MANIFEST).read_text())
+    except (OSError, ValueError):  # none, or cut short by a loss of power: then it was not the last thing written
+        return False
+    return isinstance(manifest, dict) and manifest.get("status") == "finished"
 
 
 def _is_fresh(folder: Path) -> bool:
@@ -108,6 +111,23 @@ def remove_earlier_run(output_dir: str | Path) -> None:
     for pattern in _WRITTEN:
         for path in Path(output_dir).glob(pattern):
             path.unlink()
+
+
+def check_kept(output_dir: str | Path, model_name_or_path: str) -> None:
+    """Refuse to overwrite a folder that holds what the run starts from: its only copy would go.
+
+    Raises:
+        ConfigError: the model lies in the output folder.
+    """
+    folder, model = Path(output_dir).resolve(), Path(model_name_or_path)
+    if not model.exists() or not model.resolve().is_relative_to(folder):
+        return
+    inside = model.resolve().relative_to(folder).parts
+    if not inside or inside[0].startswith("checkpoint-"):  # as `remove_earlier_run` removes
+        raise ConfigError(
+            f"output_dir: {output_dir} holds model_name_or_path: {model_name_or_path}, which --overwrite would remove; "
+            "choose another output_dir"
+        )
 
 
 def discard_weights(output_dir: str | Path) -> None:

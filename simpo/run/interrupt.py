@@ -68,6 +68,13 @@ class Interruption(TrainerCallback):
             control.should_evaluate = False
             self._load_best, args.load_best_model_at_end = args.load_best_model_at_end, False  # takes time for nothing
 
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """transformers calls this after a stop within an epoch too; the checkpoint is there, and the time is short."""
+        if self.stopped:
+            control.should_save = control.should_evaluate = False
+
     def _all_stop(self, device: torch.device) -> bool:
         if PartialState().num_processes == 1:
             return self._received is not None

@@ -24,6 +24,7 @@ from simpo.run.attempt import Attempt, RunRecord, attempt
 from simpo.run.card import model_card
 from simpo.run.checkpoints.resume import choose_checkpoint
 from simpo.run.engine import check_engine, engine_name
+from simpo.run.folder import check_kept
 from simpo.run.guard import guard_rails, stop_on_problems, told_before
 from simpo.run.interrupt import command_again, interruptible
 from simpo.run.logfile import LogFile
@@ -82,6 +83,8 @@ def run_training(
         args = settings.training
         _begin(settings)
         check_engine(args)
+        if overwrite:
+            check_kept(str(args.output_dir), str(settings.model.model_name_or_path))
         if dry_run:
             _, notes = choose_checkpoint(args, resume_from_checkpoint, overwrite, dry_run=True)
             inputs = _read_inputs(settings, audit=audit, strict=strict)

@@ -35,7 +35,9 @@ def test_parameters_of_llama_3() -> None:
 def test_tied_weights_count_once() -> None:
     tied, untied = (count_sizes(small(tie_word_embeddings=on)) for on in (True, False))
     assert untied.total - tied.total == 1024 * 128
-    assert tied.tail == 128  # the final norm
+    assert tied.tail == untied.tail == 1024 * 128 + 128  # the final norm, and the head that FSDP2 gathers with it
+    held = [held_by(Case(small(tie_word_embeddings=on), Engine("fsdp2", 2), (PAIR,))) for on in (True, False)]
+    assert held[0].gathered == held[1].gathered
 
 
 def test_adapters_are_what_is_trained() -> None:
@@ -117,6 +119,12 @@ def test_more_gpus_than_a_machine_has_are_started_on_several() -> None:
     case = case_8b(Engine("zero3", 8))
     found = proposals(case, int(0.8 * memory_of(case).total), longest=sum(PAIR), fill=filled)
     assert found[-1].lines[0] == "simpo train --accelerate zero3_nodes --num_machines 2 --num_processes 16"
+
+
+def test_sharding_is_started_on_the_gpus_that_are_there() -> None:
+    found = proposals(case_8b(Engine("ddp", 4)), find_gpu("h100-80gb").memory, longest=sum(PAIR), fill=filled)
+    by_name = {" + ".join(one.names): one for one in found}
+    assert by_name["sharded weights"].lines == ["simpo train --accelerate zero3 --num_processes 4"]
 
 
 def test_llama_70b_does_not_train_in_full_on_eight_h100() -> None:

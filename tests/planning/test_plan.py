@@ -14,10 +14,11 @@ from simpo.batching import Budget
 from simpo.cli.launch import LAUNCH_CONFIGS, launch_config
 from simpo.errors import ConfigError, ModelError
 from simpo.flops import PairLengths, model_shape, training_flops
+from simpo.planning import changes, plan
 from simpo.planning.changes import lora
 from simpo.planning.engine import Engine, launched_engine, named_engine
 from simpo.planning.gpus import find_gpu, gpu_table
-from simpo.planning.memory import Case, memory_of
+from simpo.planning.memory import Case, Memory, memory_of
 from simpo.planning.plan import Run, largest_micro_batch, plan_run
 from simpo.planning.timing import step_flops, times_of
 from simpo.planning.workload import Workload, assumed_workload
@@ -155,6 +156,32 @@ def test_the_bucket_of_a_deepspeed_file(tmp_path: Path, given: dict[str, Any], b
     assert launched_engine(tmp_path / "a.yaml", 2) == Engine("zero3", 2, bucket=bucket)
 
 
+@pytest.mark.parametrize("zero", [{"reduce_bucket_size": "5e8"}, {"reduce_bucket_size": 500_000_000.0},
+                                  {"reduce_bucket_size": "500000000"}, {"offload_optimizer": None}])  # fmt: skip
+def test_numbers_of_a_deepspeed_file_as_people_write_them(tmp_path: Path, zero: dict[str, Any]) -> None:
+    assert launched_engine(_deepspeed(tmp_path, {"zero_optimization": {"stage": 3, **zero}}), 2) == Engine("zero3", 2)
+
+
+@pytest.mark.parametrize("content", [[], {"zero_optimization": 3}, {"zero_optimization": {"stage": 3,
+                                     "reduce_bucket_size": "large"}}, {"zero_optimization": None}])  # fmt: skip
+def test_what_is_wrong_in_a_deepspeed_file(tmp_path: Path, content: Any) -> None:
+    with pytest.raises(ConfigError, match=r"zero\.json|zero_stage"):
+        launched_engine(_deepspeed(tmp_path, content), 2)
+
+
+def _deepspeed(folder: Path, content: Any) -> Path:
+    (folder / "zero.json").write_text(json.dumps(content))
+    options = {"deepspeed_config_file": str(folder / "zero.json")}
+    (folder / "a.yaml").write_text(yaml.safe_dump({"distributed_type": "DEEPSPEED", "deepspeed_config": options}))
+    return folder / "a.yaml"
+
+
+def test_no_is_a_word_in_an_accelerate_configuration(tmp_path: Path) -> None:
+    """Without quotes YAML reads it as false, and accelerate starts one process all the same."""
+    (tmp_path / "a.yaml").write_text("distributed_type: NO\nnum_processes: 1\n")
+    assert launched_engine(tmp_path / "a.yaml") == Engine("single", 1)
+
+
 def test_arithmetic_is_that_of_the_method() -> None:
     """Beside the head's tiles, which are computed twice, and layers, where activations are."""
     case = Case(llama_8b(), Engine("zero3", 8), (PAIR,))
@@ -197,6 +224,26 @@ def test_the_largest_micro_batch_fits_and_a_larger_one_does_not() -> None:
     assert found.limited and found.tokens is not None and 19_000 < found.tokens <= 20_000
     assert largest_micro_batch(case, capacity, sum(PAIR), 5000, fill) == (5000, False)
     assert largest_micro_batch(case, capacity / 4, sum(PAIR), 5000, fill).tokens is None
+
+
+def test_a_micro_batch_fits_where_memory_grows_with_the_square_of_a_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As SDPA's masks in float32: what a micro-batch needs rises and falls with the length of its last pair."""
+    workload = Workload(np.array([PAIR]), 1, "", assumed=True)
+
+    def needed(case: Case) -> Memory:
+        last = sum(case.pairs[-1])
+        return Memory({"all": 1000.0 * case.tokens + float(last**2)}, "", 0.0)
+
+    for module in (plan, changes):
+        monkeypatch.setattr(module, "memory_of", needed)
+    case = Case(small(), Engine("single", 1), (PAIR,))
+
+    def fill(tokens: int) -> Any:
+        return workload.micro_batch(tokens, shared=True)
+
+    for capacity in range(1_500_000, 20_000_000, 250_000):
+        found = largest_micro_batch(case, capacity, 815, 20_000, fill).tokens
+        assert found is not None and needed(case.changed(pairs=fill(found))).total <= capacity
 
 
 def test_a_micro_batch_has_the_tokens_asked_for() -> None:

@@ -1,11 +1,13 @@
 """What may be written where, and which checkpoint a run goes on from."""
 
 import json
+import shutil
 
 import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from simpo.errors import ConfigError, ModelError
+from simpo.run import run_training
 from simpo.run.checkpoints.callback import CheckpointCallback
 from simpo.run.checkpoints.resume import check_identity
 from simpo.run.checkpoints.seal import IDENTITY
@@ -13,10 +15,12 @@ from simpo.run.folder import (
     MANIFEST,
     REPORT,
     SETTINGS,
+    check_kept,
     checkpoints,
     find_checkpoint,
     remove_earlier_run,
 )
+from simpo.settings import read_settings
 
 
 def _checkpoint(folder, step: int, *, whole: bool = True):
@@ -40,6 +44,15 @@ def test_an_interrupted_run_goes_on_from_its_last_whole_checkpoint(tmp_path) -> 
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-5", "checkpoint-10"]
     for resume in (None, True):
         assert find_checkpoint(tmp_path, resume, overwrite=False) == tmp_path / "checkpoint-10"
+
+
+@pytest.mark.parametrize("text", ["", '{"status": "fin', "[]", "\0\0\0\0"])
+def test_a_manifest_that_was_cut_short_does_not_keep_a_run_from_going_on(tmp_path, text) -> None:
+    """As a machine without power leaves a file."""
+    (tmp_path / MANIFEST).write_text(text)
+    assert find_checkpoint(tmp_path, None, overwrite=False) is None
+    last = _checkpoint(tmp_path, 5)
+    assert find_checkpoint(tmp_path, None, overwrite=False) == last
 
 
 def test_a_run_stopped_before_its_first_checkpoint_starts_again(tmp_path) -> None:
@@ -112,6 +125,18 @@ def test_a_finished_run_is_not_overwritten(tmp_path) -> None:
     with pytest.raises(ConfigError, match="finished run"):
         find_checkpoint(tmp_path, None, overwrite=False)
     assert find_checkpoint(tmp_path, True, overwrite=False) == tmp_path / "checkpoint-5"
+
+
+def test_what_a_run_starts_from_is_not_overwritten(make_config, tmp_path, tiny_dir) -> None:
+    """Training on from a checkpoint's weights, in the folder that holds it."""
+    weights = tmp_path / "out" / "checkpoint-5"
+    shutil.copytree(tiny_dir, weights, copy_function=shutil.copyfile)
+    for name in (weights, weights.parent):
+        with pytest.raises(ConfigError, match=r"output_dir: .* holds model_name_or_path: .* choose another output_dir"):
+            run_training(read_settings(make_config(model_name_or_path=str(name))), overwrite=True)
+    assert (weights / "model.safetensors").is_file()
+    check_kept(tmp_path / "out", "someone/model")
+    check_kept(tmp_path, str(tmp_path / "out"))  # a folder of another run below, which is left
 
 
 def test_resume_false_does_not_overwrite_checkpoints(tmp_path) -> None:

@@ -181,6 +181,26 @@ def test_what_deepspeed_writes_is_known(marker, tmp_path: Path) -> None:
     assert not marker.touched
 
 
+def test_a_checkpoint_does_not_lead_out_of_its_folder(marker, tmp_path: Path) -> None:
+    """Engines follow links of folders, and the name in DeepSpeed's `latest`."""
+    linked, named, outside = tmp_path / "linked", tmp_path / "named", tmp_path / "outside"
+    for folder in (linked, named, outside):
+        folder.mkdir()
+    marker.torch_file(outside / "zero_pp_rank_0_mp_rank_00_optim_states.pt")
+    (linked / "global_step1").symlink_to(outside, target_is_directory=True)
+    for name in ("../outside", str(outside), ".."):
+        (named / "latest").write_text(name)
+        with pytest.raises(ModelError, match=r"latest: names '.*', which is no folder beside it"):
+            check_pickles(named)
+    with pytest.raises(ModelError, match=r"optim_states\.pt: holds posix\.system"):
+        check_pickles(linked)
+    (linked / "global_step1").unlink()
+    (linked / "global_step1").symlink_to(linked, target_is_directory=True)  # round and round
+    (linked / "latest").write_text("global_step1\n")
+    check_pickles(linked)
+    assert not marker.touched
+
+
 class ByName:
     """Pickled as `getattr` of something, which is how some versions of Python pickle members of enumerations."""
 

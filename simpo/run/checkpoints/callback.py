@@ -10,6 +10,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from simpo.run.checkpoints.seal import seal, unseal
 from simpo.run.folder import begun_checkpoints, checkpoints, step_of
 
+_GOING = ".going"  # end of the name of a folder that is being removed
+
 
 class CheckpointCallback(TrainerCallback):
     """Seals every checkpoint with the settings that fix the run's trajectory; then drops old ones.
@@ -28,17 +30,23 @@ class CheckpointCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Remove what an earlier attempt began to write behind the step at which this one begins."""
+        """Remove what an earlier attempt began to write behind the step at which this one begins, or to remove."""
         if state.is_world_process_zero:
+            for path in Path(str(args.output_dir)).glob(f"checkpoint-*{_GOING}"):
+                shutil.rmtree(path)
             whole = checkpoints(str(args.output_dir))
             for path in begun_checkpoints(str(args.output_dir)):
                 if step_of(path) > state.global_step and path not in whole:
                     shutil.rmtree(path)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """A checkpoint that is about to be written again is no longer whole."""
-        if control.should_save and state.is_world_process_zero:
-            unseal(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
+        """A checkpoint that is about to be written again goes: parts of processes that are no more would stay in it."""
+        if not control.should_save:
+            return
+        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+        if state.is_world_process_zero and folder.is_dir():
+            remove_checkpoint(folder)
+        PartialState().wait_for_everyone()  # the others write into it as soon as they may
 
     on_epoch_end = on_step_end  # where there is one for each epoch
 
@@ -60,6 +68,6 @@ class CheckpointCallback(TrainerCallback):
 
 
 def remove_checkpoint(folder: Path) -> None:
-    """Remove a checkpoint so that a crash in between does not leave a part of it that looks whole."""
+    """Remove a checkpoint so that a crash in between does not leave a part of it that looks whole, or that stays."""
     unseal(folder)
-    shutil.rmtree(folder)
+    shutil.rmtree(folder.rename(folder.with_name(folder.name + _GOING)))

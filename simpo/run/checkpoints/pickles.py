@@ -6,6 +6,7 @@ that makes numbers and the few classes that engines write, and nothing else.
 """
 
 import io
+import os
 import pickle
 import re
 import zipfile
@@ -44,12 +45,29 @@ def check_pickles(checkpoint: Path) -> None:
     Raises:
         ModelError: with the file and what is wrong with it.
     """
-    for file in sorted(path for path in checkpoint.rglob("*") if path.is_file()):
+    _check_latest(checkpoint / "latest")
+    for file in _files(checkpoint):
         if file.suffix in _SUFFIXES:
             engine = file.parent != checkpoint  # DeepSpeed has folders of its own
             _refuse_code(file, lambda file=file, engine=engine: _read(file, engine))  # type: ignore[misc]
         elif file.name.endswith(".metadata"):
             _refuse_code(file, lambda file=file: _read_index(file))  # type: ignore[misc]
+
+
+def _files(folder: Path) -> list[Path]:
+    """All files, also behind links of folders, which engines follow."""
+    found, seen = [], set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        found += [path for name in names if (path := Path(place, name)).is_file()]
+        seen.add(os.path.realpath(place))
+        folders[:] = [name for name in folders if os.path.realpath(Path(place, name)) not in seen]
+    return sorted(found)
+
+
+def _check_latest(file: Path) -> None:
+    """The folder that DeepSpeed reads has its name in this file; it must be one of those that are looked through."""
+    if file.is_file() and (Path(name := file.read_text(errors="replace").strip()).name != name or name in ("", "..")):
+        raise ModelError(f"{file}: names {name!r}, which is no folder beside it; go on from another checkpoint")
 
 
 def _refuse_code(file: Path, read: Callable[[], object]) -> None:

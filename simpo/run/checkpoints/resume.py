@@ -9,6 +9,7 @@ from accelerate import PartialState
 from transformers import TrainingArguments
 
 from simpo.errors import ConfigError, ModelError
+from simpo.main_process import on_main
 from simpo.run.checkpoints.seal import IDENTITY, damages
 from simpo.run.folder import checkpoints, find_checkpoint
 
@@ -36,11 +37,13 @@ def choose_checkpoint(
         ModelError: the checkpoint that is named is damaged, or all are.
     """
     try:
-        checkpoint = find_checkpoint(args.output_dir or "", resume, overwrite=overwrite)
+        # one process looks: a network disk may show the others what was there some time ago
+        checkpoint = on_main(lambda: find_checkpoint(args.output_dir or "", resume, overwrite=overwrite))
         damaged: dict[Path, str] = {}
         while checkpoint is not None and (found := damages(checkpoint)):
             damaged[checkpoint] = _first(found)
-            checkpoint = None if isinstance(resume, str) else _before(checkpoint)
+            last = checkpoint
+            checkpoint = None if isinstance(resume, str) else on_main(lambda last=last: _before(last))  # type: ignore[misc]
         if damaged and checkpoint is None:
             raise ModelError(_nothing_left(damaged))
     except (ConfigError, ModelError) as error:

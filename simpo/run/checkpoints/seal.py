@@ -59,10 +59,25 @@ def damages(folder: Path) -> list[str]:
         return []
     try:
         listed: dict[str, dict[str, Any]] = json.loads((folder / FILES).read_text())
+        if not listed:
+            raise ValueError("it names no files")
         own = [text for name in _share(sorted(listed)) if (text := _damage(folder, name, listed[name]))]
     except (OSError, ValueError, TypeError, KeyError) as error:
         own = [f"{FILES} cannot be read: {error}"]
+    own += _damaged_mark(folder / IDENTITY)
     return list(dict.fromkeys(gather_object(own)))
+
+
+def _damaged_mark(mark: Path) -> list[str]:
+    """Of the one file that is not listed; a checkpoint that is named by hand may have none."""
+    try:
+        return (
+            []
+            if not mark.is_file() or isinstance(json.loads(mark.read_text()), dict)
+            else [f"{IDENTITY} holds no settings"]
+        )
+    except (OSError, ValueError) as error:
+        return [f"{IDENTITY} cannot be read: {error}"]
 
 
 def _damage(folder: Path, name: str, listed: dict[str, Any]) -> str:

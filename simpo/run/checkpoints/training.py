@@ -54,6 +54,7 @@ def train_safely(
         say(f"Going on from {checkpoint}" + (f"; {note}" if note else ""))
     limit, args.save_total_limit = args.save_total_limit, None  # ours knows which ones are whole
     trainer.add_callback(CheckpointCallback(identity, limit))
+    _stop_at_the_last_step(trainer)
     if trainer.is_world_process_zero():
         write_manifest(folder, manifest)  # first: it says that what is beside it is a run's
         if settings is not None:
@@ -62,3 +63,16 @@ def train_safely(
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     interruption.raise_if_stopped(folder, trainer.state.global_step)
     return result
+
+
+def _stop_at_the_last_step(trainer: Trainer) -> None:
+    """Let a run that goes on from its last step, within an epoch, end there: transformers looks after a step only."""
+    run_epoch = trainer._run_epoch
+
+    def unless_done(*args: Any, **named: Any) -> None:
+        if trainer.state.global_step < trainer.state.max_steps:
+            run_epoch(*args, **named)
+        else:
+            trainer.control.should_training_stop = True
+
+    trainer._run_epoch = unless_done  # type: ignore[method-assign]

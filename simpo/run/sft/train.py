@@ -24,6 +24,7 @@ from simpo.model import load_causal_lm, load_model_config, load_tokenizer, maste
 from simpo.run.attempt import Attempt, RunRecord, attempt
 from simpo.run.checkpoints.resume import choose_checkpoint
 from simpo.run.engine import check_engine, engine_name
+from simpo.run.folder import check_kept
 from simpo.run.interrupt import command_again, interruptible
 from simpo.run.manifest import identity_of, shared_manifest
 from simpo.run.messages import quiet_libraries, say
@@ -80,6 +81,8 @@ def run_sft(
         quiet_libraries(args)
         set_seed(args.seed)
         check_engine(args)
+        if overwrite:
+            check_kept(str(args.output_dir), str(settings.model.model_name_or_path))
         if dry_run:
             _show_plan(settings, choose_checkpoint(args, resume_from_checkpoint, overwrite, dry_run=True)[1])
             return

@@ -143,6 +143,29 @@ def test_an_interrupted_run_loads_no_best_model(make_config, tmp_path, monkeypat
     assert not loaded and settings.training.load_best_model_at_end is True
 
 
+def test_a_stop_within_an_epoch_is_not_its_end(make_config, tmp_path, monkeypatch) -> None:
+    """With `epoch` strategies: no evaluation follows, and the only checkpoint is not written a second time."""
+    on_log, save, saved = LogFile.on_log, PreferenceTrainer._save_checkpoint, []
+
+    def log(self, args, state, control, **named):
+        on_log(self, args, state, control, **named)
+        if state.global_step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def counted(self, *args, **named):
+        saved.append(self.state.global_step)
+        save(self, *args, **named)
+
+    monkeypatch.setattr(LogFile, "on_log", log)
+    monkeypatch.setattr(PreferenceTrainer, "_save_checkpoint", counted)
+    epochs = dict.fromkeys(("eval_strategy", "save_strategy"), "epoch")
+    with pytest.raises(Interrupted, match="after step 2"):
+        run_training(read_settings(make_config(save_total_limit=1, **epochs)))
+    assert saved == [2]
+    history = json.loads((tmp_path / "out" / "checkpoint-2" / "trainer_state.json").read_text())["log_history"]
+    assert not any("eval_loss" in entry for entry in history)
+
+
 def test_an_interrupted_run_is_not_looked_at_once_more(make_config, tmp_path, monkeypatch) -> None:
     """The monitors look where they would have without the signal, and the run leaves with its checkpoint at once."""
     on_log, sent = LogFile.on_log, []

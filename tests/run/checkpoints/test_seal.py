@@ -14,6 +14,7 @@ from simpo.run.checkpoints.callback import CheckpointCallback, remove_checkpoint
 from simpo.run.checkpoints.resume import check_identity, choose_checkpoint
 from simpo.run.checkpoints.seal import FILES, IDENTITY, damages, seal
 from simpo.run.folder import MANIFEST, checkpoints
+from tests.test_main_process import two
 
 NAMES = ("model.safetensors", "trainer_state.json", "global_step5/zero_pp_rank_1_mp_rank_00_optim_states.pt")
 
@@ -56,6 +57,10 @@ DAMAGES = [
     (lambda path: (path / NAMES[2]).unlink(), "zero_pp_rank_1_mp_rank_00_optim_states.pt is missing"),
     (lambda path: (path / FILES).write_text('{"model.saf'), f"{FILES} cannot be read"),
     (lambda path: (path / FILES).write_text('{"model.safetensors": 3}'), f"{FILES} cannot be read"),
+    (lambda path: (path / FILES).write_text("{}"), f"{FILES} cannot be read"),
+    (lambda path: (path / FILES).write_text("[]"), f"{FILES} cannot be read"),
+    (lambda path: (path / IDENTITY).write_text('{"beta"'), f"{IDENTITY} cannot be read"),
+    (lambda path: (path / IDENTITY).write_text(""), f"{IDENTITY} cannot be read"),
 ]
 
 
@@ -118,10 +123,32 @@ def test_a_checkpoint_that_is_written_again_is_not_whole_meanwhile(tmp_path: Pat
     assert checkpoints(tmp_path) == [path]
     keeper.on_step_end(args, state, TrainerControl(should_save=True))
     assert checkpoints(tmp_path) == []
+    path.mkdir()
+    (path / NAMES[1]).write_text("{}")
+    assert checkpoints(tmp_path) == []
     keeper.on_save(args, state, TrainerControl())
     assert checkpoints(tmp_path) == [path] and damages(path) == []
     keeper.on_epoch_end(args, state, TrainerControl(should_save=True))
     assert checkpoints(tmp_path) == []
+
+
+def test_nothing_of_an_earlier_checkpoint_is_left_in_one_that_is_written_again(tmp_path: Path, args) -> None:
+    """A part of a process that there is no more would be taken for a part of the new one."""
+    path = checkpoint(tmp_path, 4)
+    keeper, state = CheckpointCallback({"beta": 2.0}), TrainerState(global_step=4, is_world_process_zero=True)
+    keeper.on_step_end(args, state, TrainerControl(should_save=True))
+    assert not path.exists()
+
+
+def test_a_checkpoint_that_was_being_removed_goes_with_the_next_start(tmp_path: Path, args, monkeypatch) -> None:
+    old, new = checkpoint(tmp_path, 4), checkpoint(tmp_path, 8)
+    with monkeypatch.context() as patch:
+        patch.setattr(callback.shutil, "rmtree", lambda path: (path / NAMES[0]).unlink())  # and killed
+        remove_checkpoint(old)
+    CheckpointCallback({"beta": 2.0}).on_train_begin(
+        args, TrainerState(global_step=8, is_world_process_zero=True), TrainerControl()
+    )
+    assert {path.name for path in tmp_path.iterdir()} == {MANIFEST, new.name}
 
 
 def test_a_run_that_went_back_keeps_what_it_writes(tmp_path: Path, args) -> None:
@@ -139,6 +166,23 @@ def test_what_was_set_aside_twice_is_no_checkpoint(tmp_path: Path, args) -> None
         flip(checkpoint(tmp_path, 8) / NAMES[0])
         assert choose_checkpoint(args, None, False, dry_run=False)[0] == earlier
     assert checkpoints(tmp_path) == [earlier] and (tmp_path / "checkpoint-8.damaged-2").is_dir()
+
+
+@pytest.mark.multiprocess
+def test_all_go_on_from_the_checkpoint_that_the_main_process_finds(tmp_path: Path) -> None:
+    """A network disk may show another machine the folder of some time ago."""
+    for rank, steps in ((0, (4, 8)), (1, (4,))):
+        (tmp_path / f"disk{rank}").mkdir()
+        (tmp_path / f"disk{rank}" / MANIFEST).write_text(json.dumps({"status": "running"}))
+        for step in steps:
+            checkpoint(tmp_path / f"disk{rank}", step)
+
+    def choose() -> str:
+        folder = tmp_path / f"disk{os.environ['RANK']}"
+        found, _ = choose_checkpoint(TrainingArguments(output_dir=str(folder), use_cpu=True), None, False, dry_run=True)
+        return str(found)
+
+    assert two(choose, tmp_path) == [str(tmp_path / "disk0" / "checkpoint-8")] * 2
 
 
 def test_a_run_passes_over_a_damaged_checkpoint_and_says_so(make_config, tmp_path: Path, capsys) -> None:
