@@ -8,21 +8,24 @@ import torch
 from accelerate.utils import DistributedType
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer
 
-from simpo.run.folder import REPORT, SIGNS
+from simpo.run.folder import MANIFEST, REPORT, SIGNS
 
 
 def push_folder(trainer: Trainer, folder: str, message: str = "Model trained with SimPO") -> None:
-    """Upload the finished folder, without its checkpoints, and without what quotes the data: report and samples."""
-    # not Trainer.push_to_hub, which would write the float32 masters and a card of its own over what is there
-    from huggingface_hub import upload_folder
+    """Upload the finished folder without its checkpoints and without what quotes the data.
 
-    upload_folder(
-        repo_id=str(trainer.hub_model_id),
-        folder_path=folder,
-        commit_message=message,
-        token=trainer.args.hub_token,
-        ignore_patterns=["checkpoint-*", REPORT, "monitor/*", f"{SIGNS}/*"],
-    )
+    Those are report, samples, and the first pairs of the manifest.
+    """
+    # not Trainer.push_to_hub, which would write the float32 masters and a card of its own over what is there
+    from huggingface_hub import upload_file, upload_folder
+
+    target: dict[str, Any] = {"repo_id": str(trainer.hub_model_id), "token": trainer.args.hub_token}
+    left_out = ["checkpoint-*", REPORT, MANIFEST, "monitor/*", f"{SIGNS}/*"]
+    upload_folder(folder_path=folder, commit_message=message, ignore_patterns=left_out, **target)
+    manifest = json.loads(Path(folder, MANIFEST).read_text())
+    manifest.pop("first_pairs", None)
+    content = json.dumps(manifest, indent=2).encode()
+    upload_file(path_or_fileobj=content, path_in_repo=MANIFEST, commit_message=message, **target)
 
 
 def export_model(trainer: Trainer, folder: str) -> None:

@@ -52,10 +52,10 @@ def unseal(folder: Path) -> None:
 def damages(folder: Path) -> list[str]:
     """What of a sealed checkpoint is not as it was written, a line a file; every process must call it.
 
-    Each process reads a share of the files, and all get the whole answer. A checkpoint without a list, from before
-    there was one, counts as undamaged.
+    Each process reads a share of the files, and all get the whole answer. One that is named by hand and has neither
+    mark nor list, from elsewhere, counts as undamaged.
     """
-    if not on_main(lambda: (folder / FILES).is_file()):
+    if not on_main(lambda: (folder / FILES).is_file() or (folder / IDENTITY).is_file()):
         return []
     try:
         listed: dict[str, dict[str, Any]] = json.loads((folder / FILES).read_text())
