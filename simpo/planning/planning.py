@@ -47,6 +47,8 @@ def run_planning(settings: RunSettings, options: PlanOptions) -> None:
     Raises:
         SimPOError: what is wrong, where, and what to write instead.
     """
+    if options.json is not None and options.json.is_dir():
+        raise ConfigError(f"--json {options.json}: is a folder; name a file in it, say {options.json / 'plan.json'}")
     if options.json is not None and not os.access(options.json.absolute().parent, os.W_OK):
         raise ConfigError(f"{options.json}: its folder cannot be written; name a file elsewhere")
     model = settings.model

@@ -89,6 +89,7 @@ def test_what_does_not_fit_comes_with_changes(config: Path, tmp_path: Path, caps
         (["--gpu=l40s", "--gpu=h200", "--memory=40"], "figures of one GPU"),
         (["--price=-1"], "--price -1 must be a number, 0 or more"),
         (["--price=nan"], "--price nan must be a number, 0 or more"),
+        (["--json=."], "--json .: is a folder; name a file in it, say plan.json"),
         (["--pairs=0"], "--pairs 0 must be 1 or more"),
         (
             ["--accelerate=zero3"],
