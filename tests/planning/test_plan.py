@@ -56,6 +56,9 @@ def test_a_plan_from_the_data(config: Path, golden: dict[str, Any], tmp_path: Pa
     plan = json.loads((tmp_path / "plan.json").read_text())
     assert 0 < plan["pairs"] <= len(golden["rows"]) and "tokenised" in plan["assumptions"][0]
     h100, l40s = plan["gpus"]
+    slow = [gpu["times"]["communication"] > gpu["times"]["compute"] for gpu in (h100, l40s)]
+    told = [any(f"{name}: transfers between" in line for line in plan["assumptions"]) for name in ("h100-80gb", "l40s")]
+    assert told == slow and slow == [True, True]
     assert h100["fits"] and h100["memory"]["total"] == pytest.approx(
         sum(value for key, value in h100["memory"].items() if key != "total")
     )
@@ -68,6 +71,7 @@ def test_a_plan_without_data_says_so(config: Path, capsys: Any) -> None:
     assert cli.main(["plan", str(config), "--gpus=1", "--dataset_mixer={nowhere.jsonl: 1.0}"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "the data were not read" in text and "172,331,312 tokens; 60,000 pairs assumed" in text
+    assert "transfers between" not in text  # one GPU
 
 
 def test_what_does_not_fit_comes_with_changes(config: Path, tmp_path: Path, capsys: Any) -> None:
