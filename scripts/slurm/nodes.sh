@@ -7,6 +7,10 @@
 # node-K/, a file for the output of every process.
 set -uo pipefail
 
+if (($# < 3)); then
+    echo "nodes.sh: a verb and a file of settings are missing; write e.g. sbatch scripts/slurm/zero3.sbatch train CONFIG.yaml" >&2
+    exit 2
+fi
 config=$1 verb=$2
 shift 2
 
@@ -23,8 +27,14 @@ for word in "$@"; do
     fi
 done
 
+# Without this number the other GPUs of each machine would stand idle for the whole job, without a word.
+if [[ -z ${SLURM_GPUS_ON_NODE:-} ]]; then
+    echo "nodes.sh: SLURM does not say how many GPUs a machine has; ask for them (sbatch --gpus-per-node 8, or --gres" \
+        "gpu:8), or export SLURM_GPUS_ON_NODE=8 in nodes.sh" >&2
+    exit 2
+fi
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-processes=$((SLURM_JOB_NUM_NODES * ${SLURM_GPUS_ON_NODE:-1}))
+processes=$((SLURM_JOB_NUM_NODES * SLURM_GPUS_ON_NODE))
 # Jobs that share a machine need ports of their own.
 port=${MAIN_PROCESS_PORT:-$((20000 + SLURM_JOB_ID % 20000))}
 export LOGS=${LOGS:-logs/slurm-$SLURM_JOB_ID}

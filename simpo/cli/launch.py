@@ -124,8 +124,8 @@ def launch_command(verb: str, args: argparse.Namespace) -> list[str]:
     return [*command, "-m", "simpo.cli", verb, *args.configs]
 
 
-def launch_config(name: str) -> Path:
-    """The accelerate configuration that a name or a path stands for.
+def launch_config(name: str, option: str = "--accelerate") -> Path:
+    """The accelerate configuration that a name or a path stands for; `option` is what messages call it.
 
     Raises:
         ConfigError: there is no such file; the message lists the names, or says where they were looked for.
@@ -134,9 +134,7 @@ def launch_config(name: str) -> Path:
         path = Path(name).expanduser()
         if path.is_file():
             return path
-        raise ConfigError(
-            f"--accelerate {name}: no such file or name; write a path or one of {', '.join(LAUNCH_CONFIGS)}"
-        )
+        raise ConfigError(f"{option} {name}: no such file or name; write a path or one of {', '.join(LAUNCH_CONFIGS)}")
     # The files belong to the checkout; an installed package looks in the working directory.
     folders = [Path(__file__).resolve().parents[2] / "accelerate_configs", Path.cwd() / "accelerate_configs"]
     for folder in folders:
@@ -144,6 +142,6 @@ def launch_config(name: str) -> Path:
             return folder / LAUNCH_CONFIGS[name]
     looked = ", ".join(map(str, dict.fromkeys(folders)))
     raise ConfigError(
-        f"--accelerate {name}: {LAUNCH_CONFIGS[name]} was not found in {looked}; run from a checkout, or write the "
+        f"{option} {name}: {LAUNCH_CONFIGS[name]} was not found in {looked}; run from a checkout, or write the "
         "path of an accelerate configuration (`accelerate config` makes one)"
     )

@@ -1,6 +1,7 @@
 """`simpo plan CONFIG`: memory, time and cost of a run before it is started."""
 
 import argparse
+import math
 from pathlib import Path
 
 from simpo.cli.launch import launch_config
@@ -68,14 +69,16 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     names = args.gpu or ["h100-80gb"]
     if len(names) > 1 and (args.memory or args.tflops or args.bandwidth):
         raise ConfigError("--memory, --tflops and --bandwidth are figures of one GPU; give --gpu once")
-    if args.price is not None and args.price < 0:
-        raise ConfigError(f"--price {args.price:g} must be 0 or more: what a GPU costs an hour")
+    if args.price is not None and not 0 <= args.price < math.inf:
+        raise ConfigError(f"--price {args.price:g} must be a number, 0 or more: what a GPU costs an hour")
+    if args.pairs == 0:
+        raise ConfigError("--pairs 0 must be 1 or more; leave it out to count those of the data")
     from simpo.planning.engine import launched_engine, named_engine
     from simpo.planning.gpus import find_gpu
 
     gpus = [find_gpu(name, memory=args.memory, tflops=args.tflops, bandwidth=args.bandwidth) for name in names]
     if args.launch_config is not None:
-        engine = launched_engine(launch_config(args.launch_config), args.gpus)
+        engine = launched_engine(launch_config(args.launch_config, "--launch-config"), args.gpus)
     else:
         engine = named_engine(args.engine, args.gpus if args.gpus is not None else 1 if args.engine == "single" else 8)
     from simpo.planning.planning import PlanOptions, run_planning
@@ -87,7 +90,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> None:
     run_planning(
         settings,
         PlanOptions(
-            gpus, engine, args.price, args.mean_tokens, args.pairs or None,
+            gpus, engine, args.price, args.mean_tokens, args.pairs,
             UTILISATION if args.utilisation is None else args.utilisation, args.json,
         ),
     )  # fmt: skip

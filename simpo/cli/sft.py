@@ -4,6 +4,7 @@ import argparse
 
 from simpo.cli.launch import launch_run, launches
 from simpo.cli.run_options import RUN_FLAGS, add_run_options, resume_from, run_words
+from simpo.cli.signals import ended_by_signals
 from simpo.cli.words import Verbs, add_verb
 
 HELP = """\
@@ -32,13 +33,14 @@ def add(verbs: Verbs) -> None:
 
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
     """Fine-tune, or hand over to the launcher."""
-    from simpo.run.sft import check_sft_settings, read_sft_settings, run_sft
+    with ended_by_signals():
+        from simpo.run.sft import check_sft_settings, read_sft_settings, run_sft
 
-    if launches(args):
-        launch_run("sft", args, overrides, check_sft_settings, run_words(args))
-        return
-    settings = read_sft_settings(args.configs, overrides)
-    resume = resume_from(args.resume_from_checkpoint)
-    if resume is None:
-        resume = settings.training.resume_from_checkpoint
+        if launches(args):
+            launch_run("sft", args, overrides, check_sft_settings, run_words(args))
+            return
+        settings = read_sft_settings(args.configs, overrides)
+        resume = resume_from(args.resume_from_checkpoint)
+        if resume is None:
+            resume = settings.training.resume_from_checkpoint
     run_sft(settings, dry_run=args.dry_run, overwrite=args.overwrite, resume_from_checkpoint=resume)

@@ -5,6 +5,7 @@ import sys
 
 from simpo.cli.launch import launch_run, launches
 from simpo.cli.run_options import RUN_FLAGS, add_run_options, resume_from, run_words
+from simpo.cli.signals import ended_by_signals
 from simpo.cli.words import Flag, Verbs, add_verb
 from simpo.errors import Lost
 
@@ -43,23 +44,24 @@ def add(verbs: Verbs) -> None:
 
 def run(args: argparse.Namespace, overrides: list[str]) -> None:
     """Train, or hand over to the launcher."""
-    if launches(args):
-        from simpo.settings import check_settings
+    with ended_by_signals():
+        if launches(args):
+            from simpo.settings import check_settings
 
-        flags = {"--no-audit": args.no_audit, "--strict": args.strict, "--no-report": args.no_report}
-        own = [name for name, given in flags.items() if given]
-        launch_run("train", args, overrides, check_settings, run_words(args) + own)
-        return
-    from accelerate import PartialState
+            flags = {"--no-audit": args.no_audit, "--strict": args.strict, "--no-report": args.no_report}
+            own = [name for name, given in flags.items() if given]
+            launch_run("train", args, overrides, check_settings, run_words(args) + own)
+            return
+        from accelerate import PartialState
 
-    from simpo.settings import read_settings
+        from simpo.settings import read_settings
 
-    settings = read_settings(args.configs, overrides)
-    resume = resume_from(args.resume_from_checkpoint)
-    if resume is None:
-        resume = settings.training.resume_from_checkpoint
+        settings = read_settings(args.configs, overrides)
+        resume = resume_from(args.resume_from_checkpoint)
+        if resume is None:
+            resume = settings.training.resume_from_checkpoint
 
-    from simpo.run import run_training
+        from simpo.run import run_training
 
     folder = str(settings.training.output_dir)
     wanted = not (args.dry_run or args.no_report) and settings.training.process_index == 0

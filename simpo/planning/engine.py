@@ -98,7 +98,7 @@ def _read(path: Path) -> dict[str, Any]:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path}: cannot be read as an accelerate configuration: {error}") from error
-    if not isinstance(config, dict):
+    if not isinstance(config, dict) or not {"distributed_type", "num_processes"} & config.keys():
         raise ConfigError(f"{path}: is no accelerate configuration; `accelerate config` makes one")
     return config
 

@@ -1,6 +1,7 @@
 """GPUs by name: memory, peak, bandwidth. The figures and their sources stand in `gpus.yaml`."""
 
 import functools
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -60,8 +61,8 @@ def find_gpu(
         ConfigError: the name is unknown and a figure is missing, or a figure is not above 0.
     """
     for option, value in (("memory", memory), ("tflops", tflops), ("bandwidth", bandwidth)):
-        if value is not None and not value > 0:
-            raise ConfigError(f"--{option} {value:g} must be above 0")
+        if value is not None and not 0 < value < math.inf:
+            raise ConfigError(f"--{option} {value:g} must be a number above 0")
     row = gpu_table().get(name.lower())
     if row is None and None in (memory, tflops, bandwidth):
         raise ConfigError(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from simpo.audit.show import open_console
-from simpo.errors import ConfigError
+from simpo.errors import ConfigError, ModelError
 from simpo.flops import PairLengths
 from simpo.model import load_model_config
 from simpo.planning.engine import Engine
@@ -47,12 +47,20 @@ def run_planning(settings: RunSettings, options: PlanOptions) -> None:
     Raises:
         SimPOError: what is wrong, where, and what to write instead.
     """
+    if options.json is not None and options.json.is_dir():
+        raise ConfigError(f"--json {options.json}: is a folder; name a file in it, say {options.json / 'plan.json'}")
     if options.json is not None and not os.access(options.json.absolute().parent, os.W_OK):
         raise ConfigError(f"{options.json}: its folder cannot be written; name a file elsewhere")
     model = settings.model
-    config = load_model_config(
-        str(model.model_name_or_path), revision=model.model_revision, trust_remote_code=model.trust_remote_code
-    )
+    try:
+        config = load_model_config(
+            str(model.model_name_or_path), revision=model.model_revision, trust_remote_code=model.trust_remote_code
+        )
+    except ModelError as error:
+        if error.__cause__ is None:  # it was loaded, and is refused
+            raise
+        hint = "a plan needs no weights: write --model_name_or_path=FOLDER, of which config.json is enough"
+        raise ModelError(f"{error}; {hint}") from error
     workload = read_workload(settings, options.mean_tokens, options.pairs)
     run = Run(
         config, model.peft_config(), settings, options.engine, workload, options.price, utilisation=options.utilisation

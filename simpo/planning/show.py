@@ -139,6 +139,12 @@ def assumptions(run: Run, plans: Sequence[GpuPlan]) -> list[str]:
     if run.settings.training.max_tokens_per_microbatch is None:
         lines.append(f"per_device_train_batch_size: {run.settings.training.per_device_train_batch_size} decides the "
                      "micro-batch; max_tokens_per_microbatch sets it in tokens")  # fmt: skip
+    lines += [
+        f"{plan.gpu.name}: transfers between GPUs decide the step, {_seconds(times.communication)} to "
+        f"{_seconds(times.compute)} of arithmetic; a larger max_tokens_per_microbatch makes fewer of them"
+        for plan in plans
+        if (times := plan.times) is not None and plan.fits and times.communication > times.compute
+    ]
     lines += sorted({f"time: not counted, {plan.untimed}" for plan in plans if plan.untimed})
     return lines
 

@@ -94,6 +94,8 @@ def read_sections(path: Path) -> list[Section]:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(f"settings file {path} does not exist; see training_configs/ for examples") from None
+    except IsADirectoryError:
+        raise ConfigError(f"settings file {path} cannot be read: it is a folder; name a YAML file in it") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"settings file {path} cannot be read as UTF-8 text: {error}") from error
     loader = _Loader(text)
@@ -110,6 +112,8 @@ def read_sections(path: Path) -> list[Section]:
         ]
     except yaml.YAMLError as error:
         hint = "text with braces or colons, such as a template, needs quotes"
+        if " tag " in _reason(error):
+            hint = "tags that make objects are refused; write plain text, numbers, lists and mappings"
         raise ConfigError(f"{path}{_line_of(error)}: not valid YAML: {_reason(error)}; {hint}") from error
     finally:
         loader.dispose()

@@ -241,7 +241,10 @@ def _nearest(key: str) -> str:
     if key in ("dry_run", "no_audit", "overwrite", "strict"):
         return "it is an option of other verbs; --help lists those of this one"
     if key == "accelerate":
-        return "it is an option of simpo train, sft and reference; a sweep reads it in the file of its space"
+        return (
+            "it is an option of simpo train, sft and reference; simpo plan calls it --launch-config, a sweep reads it "
+            "in the file of its space"
+        )
     names = [*field_types(), *ALIASES, *OLD_NAMES]
     close = difflib.get_close_matches(key.lower().replace("-", "_"), names, n=1)
     if not close:

@@ -57,6 +57,9 @@ def test_a_plan_from_the_data(config: Path, golden: dict[str, Any], tmp_path: Pa
     plan = json.loads((tmp_path / "plan.json").read_text())
     assert 0 < plan["pairs"] <= len(golden["rows"]) and "tokenised" in plan["assumptions"][0]
     h100, l40s = plan["gpus"]
+    slow = [gpu["times"]["communication"] > gpu["times"]["compute"] for gpu in (h100, l40s)]
+    told = [any(f"{name}: transfers between" in line for line in plan["assumptions"]) for name in ("h100-80gb", "l40s")]
+    assert told == slow and slow == [True, True]
     assert h100["fits"] and h100["memory"]["total"] == pytest.approx(
         sum(value for key, value in h100["memory"].items() if key != "total")
     )
@@ -69,6 +72,7 @@ def test_a_plan_without_data_says_so(config: Path, capsys: Any) -> None:
     assert cli.main(["plan", str(config), "--gpus=1", "--dataset_mixer={nowhere.jsonl: 1.0}"]) == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "the data were not read" in text and "172,331,312 tokens; 60,000 pairs assumed" in text
+    assert "transfers between" not in text  # one GPU
 
 
 def test_what_does_not_fit_comes_with_changes(config: Path, tmp_path: Path, capsys: Any) -> None:
@@ -85,19 +89,28 @@ def test_what_does_not_fit_comes_with_changes(config: Path, tmp_path: Path, caps
     ("words", "error"),
     [
         (["--gpu", "h900"], "--gpu h900: not in the table; write one of h100-80gb, a100-80gb, h200"),
-        (["--memory=0"], "--memory 0 must be above 0"),
+        (["--memory=0"], "--memory 0 must be a number above 0"),
+        (["--memory=inf"], "--memory inf must be a number above 0"),
         (["--gpu=l40s", "--gpu=h200", "--memory=40"], "figures of one GPU"),
-        (["--price=-1"], "--price -1 must be 0 or more"),
+        (["--price=-1"], "--price -1 must be a number, 0 or more"),
+        (["--price=nan"], "--price nan must be a number, 0 or more"),
+        (["--json=."], "--json .: is a folder; name a file in it, say plan.json"),
+        (["--pairs=0"], "--pairs 0 must be 1 or more"),
+        (
+            ["--accelerate=zero3"],
+            "simpo plan calls it --launch-config",
+        ),
         (["--engine=zero1"], "--engine zero1: unknown; write one of single, ddp"),
         (["--engine=single", "--gpus=2"], "--engine single uses one GPU, not 2"),
         (["--engine=ddp", "--launch-config=zero3"], "both name an engine"),
         (["--gpus=0"], "--gpus 0 must be 1 or more"),
         (["--gpus=16"], "total_train_batch_size: 8 is below the 16 GPUs"),
-        (["--launch-config=nowhere.yaml"], "no such file or name"),
+        (["--launch-config=nowhere.yaml"], "--launch-config nowhere.yaml: no such file or name"),
+        (["--launch-config=training_configs/demo.yaml"], "demo.yaml: is no accelerate configuration"),
         (["--utilisation=1.5"], "--utilisation 1.5 must be above 0 and at most 1"),
         (["--mean-tokens=900,900,900"], "at most max_length: 1024"),
         (["--model_name_or_path="], "model_name_or_path is missing"),
-        (["--model_name_or_path=nobody/nothing"], "cannot load a model config from 'nobody/nothing'"),
+        (["--model_name_or_path=nobody/nothing"], "of which config.json is enough"),
     ],
 )
 def test_what_is_wrong(config: Path, words: list[str], error: str, capsys: Any) -> None:

@@ -110,6 +110,17 @@ def test_what_each_machine_runs(job) -> None:
         ]
 
 
+def test_what_is_missing_is_named(job) -> None:
+    def said(*words: str, **more: str) -> str:
+        command = ["bash", str(SLURM / "nodes.sh"), "zero3_nodes", *words]
+        done = subprocess.run(command, env=job | more, capture_output=True, text=True, check=False)
+        assert done.returncode == 2
+        return done.stderr
+
+    assert "sbatch scripts/slurm/zero3.sbatch train CONFIG.yaml" in said("train")
+    assert "sbatch --gpus-per-node 8" in said("train", "c.yaml", SLURM_GPUS_ON_NODE="")
+
+
 def test_a_job_that_comes_back_does_not_start_afresh(job) -> None:
     line, _ = shown_words(job, "c.yaml", "--overwrite", SLURM_RESTART_COUNT="1")
     assert "--overwrite" not in line and "c.yaml" in line

@@ -266,7 +266,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
 def test_yaml_makes_no_objects(reader: str, tag: str, marker, tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(f"model_name_or_path: {tag.format(marker=marker.path)}\n")
-    with pytest.raises(SimPOError, match=r"run\.yaml"):
+    with pytest.raises(SimPOError, match=r"run\.yaml.*tags that make objects are refused"):
         READERS[reader](path)
     assert not marker.touched
 

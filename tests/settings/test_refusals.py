@@ -115,7 +115,7 @@ def test_incomplete_files(write: Callable[..., Path], text: str, part: str) -> N
 def test_missing_and_unreadable_files(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"none\.yaml does not exist"):
         read_settings(tmp_path / "none.yaml")
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match="it is a folder; name a YAML file in it"):
         read_settings(tmp_path)
     (tmp_path / "latin.yaml").write_bytes(b"run_name: \xff\xfe\n")
     with pytest.raises(ConfigError, match="cannot be read as UTF-8"):
