@@ -249,22 +249,26 @@ def watched(job: Job, folder: Path) -> Iterator[tuple[Any, Callable[[], int]]]:
 
 
 def peak_of_trace(trace: dict[str, Any]) -> int:
-    """Most bytes that were held while the mark lasts, of all that was allocated since a profile of the CPU began."""
-    (mark,) = [event for event in trace["traceEvents"] if event.get("name") == _MARK and event.get("ph") == "X"]
+    """Most bytes that were held while the mark lasts, of all that was allocated since a profile of the CPU began.
+
+    Without a mark, of the whole profile.
+    """
+    marks = [event for event in trace["traceEvents"] if event.get("name") == _MARK and event.get("ph") == "X"]
+    begin, end = (marks[0]["ts"], marks[0]["ts"] + marks[0]["dur"]) if marks else (float("-inf"), float("inf"))
     events = [event for event in trace["traceEvents"] if event.get("name") == "[memory]"]
     live: dict[int, int] = {}
     held = peak = 0
     for event in sorted(events, key=lambda event: event["ts"]):
-        if event["ts"] > mark["ts"]:
+        if event["ts"] > begin:
             peak = max(peak, held)  # of before the first event, too
         address, size = event["args"]["Addr"], event["args"]["Bytes"]
         held -= live.pop(address, 0)  # also where another thread has freed it, which is not in the profile
         if size > 0:
             held += size
             live[address] = size
-        if event["ts"] > mark["ts"] + mark["dur"]:
-            break
-    return peak
+        if event["ts"] > end:
+            return peak
+    return max(peak, held)
 
 
 def compare(jobs: dict[str, Job]) -> Iterator[dict[str, Any]]:

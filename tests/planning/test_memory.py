@@ -112,7 +112,8 @@ def test_llama_8b_on_one_consumer_gpu_needs_qlora() -> None:
     by_name = {" + ".join(one.names): one for one in found}
     assert "load_in_4bit: true" in by_name["QLoRA"].lines and by_name["QLoRA"].total < capacity / 2
     assert all(one.total <= capacity for one in found)
-    assert found[-1].names[0] == "8 GPUs" and found[-1].lines[0] == "simpo train --accelerate zero3 --num_processes 8"
+    several = "simpo train --accelerate zero3_nodes --num_machines 2 --num_processes 16"
+    assert found[-1].names[0] == "16 GPUs" and found[-1].lines[0] == several
 
 
 def test_more_gpus_than_a_machine_has_are_started_on_several() -> None:
