@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import pickle
 import shutil
 import tarfile
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from simpo.evals.judges.costs import PRICES
 from simpo.onpolicy.recipe import read_recipe
 from simpo.reference import ReferenceCache
 from simpo.run.checkpoints.pickles import check_pickles
-from simpo.run.checkpoints.seal import FILES
+from simpo.run.checkpoints.seal import FILES, IDENTITY
 from simpo.settings import read_settings
 from simpo.settings.entries import read_overrides
 from simpo.store import Store
@@ -152,7 +153,8 @@ def test_a_run_does_not_go_on_from_a_checkpoint_that_holds_code(marker, make_con
         shutil.copytree(whole, spoilt)
         (spoilt / name).parent.mkdir(exist_ok=True)
         marker.torch_file(spoilt / name)
-        (spoilt / FILES).unlink()  # whoever spoils a file can leave the hashes out, or write his own
+        for file in (FILES, IDENTITY):  # whoever spoils a file can leave the hashes out, or write his own
+            (spoilt / file).unlink()
         words = [f"--resume_from_checkpoint={spoilt}", "--overwrite", "--no-audit", f"--output_dir={tmp_path / 'new'}"]
         assert cli.main(["train", str(path), *words]) == 2
         said = capsys.readouterr().err
@@ -221,6 +223,19 @@ def test_members_of_enumerations_by_name(tmp_path: Path) -> None:
         torch.save({"zero_stage": ByName(owner, name)}, file)
         with pytest.raises(ModelError, match=r"holds builtins\.getattr"):
             check_pickles(tmp_path)
+
+
+def test_members_of_enumerations_by_name_in_an_index(tmp_path: Path) -> None:
+    from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata
+
+    sound = Metadata(
+        state_dict_metadata={}, storage_data={}, planner_data=ByName(_MEM_FORMAT_ENCODING, "TORCH_PRESERVE_FORMAT")
+    )
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(sound))
+    check_pickles(tmp_path)
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(ByName(Metadata, "__init__")))
+    with pytest.raises(ModelError, match=r"\.metadata: holds builtins.getattr"):
+        check_pickles(tmp_path)
 
 
 def test_what_a_distributed_checkpoint_holds_is_known(marker, tmp_path: Path) -> None:

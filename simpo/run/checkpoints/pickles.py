@@ -116,6 +116,8 @@ def _member(kind: Any, name: str) -> Any:
 
 class _IndexReader(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("builtins", "getattr"):
+            return _member
         if not _INDEX.fullmatch(f"{module}.{name}"):
             raise pickle.UnpicklingError(f"GLOBAL {module}.{name}")
         return super().find_class(module, name)
