@@ -64,7 +64,8 @@ class Monitors(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
         """Choose what is looked at, and find what was seen at the start of a run that is resumed."""
-        self._said, self._looked, self._probe, self._start = {}, -1, None, {}
+        looks = [entry["step"] for entry in state.log_history if any(key.startswith("monitor/") for key in entry)]
+        self._said, self._looked, self._probe, self._start = {}, max(looks, default=-1), None, {}
         if state.is_world_process_zero:
             self._files.begin(state.global_step)
             for row in self._files.warnings():
@@ -87,6 +88,7 @@ class Monitors(TrainerCallback):
             )
         if state.global_step:
             self._start = self._known_start() or {}
+            self._looked = self._looked if self._start else -1  # else this step is the start
 
     def on_epoch_begin(self, *_: Any, **__: Any) -> None:
         """Look for the first time: the log's file is there by now, and no step was taken."""

@@ -94,6 +94,17 @@ def test_the_best_model_is_not_taken_for_the_last(make_trainer, best, expected) 
     assert looks(trainer) == expected
 
 
+@pytest.mark.parametrize("step", [2, 4])
+def test_a_resumed_run_looks_when_a_whole_one_does(make_trainer, tmp_path, step) -> None:
+    """Not once more at the step that it goes on from, where the run before it had looked already."""
+    options = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2, "max_steps": 4}
+    whole = make_trainer(TRAIN, HELD_OUT, **options, **SHORT)
+    whole.train()
+    resumed = make_trainer(TRAIN, HELD_OUT, **options, **SHORT)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "out" / f"checkpoint-{step}"))
+    assert looks(resumed) == looks(whole) == [0, 2, 4]
+
+
 def test_a_single_held_out_pair(make_trainer) -> None:
     trainer = make_trainer(TRAIN, HELD_OUT[:1], **SHORT, **EVALUATES)
     trainer.train()
