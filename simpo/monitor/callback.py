@@ -64,7 +64,7 @@ class Monitors(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **__: Any) -> None:
         """Choose what is looked at, and find what was seen at the start of a run that is resumed."""
-        looks = [entry["step"] for entry in state.log_history if any(key.startswith("monitor/") for key in entry)]
+        looks = [int(entry["step"]) for entry in state.log_history if any(key.startswith("monitor/") for key in entry)]
         self._said, self._looked, self._probe, self._start = {}, max(looks, default=-1), None, {}
         if state.is_world_process_zero:
             self._files.begin(state.global_step)
