@@ -226,7 +226,7 @@ def differences(whole: Path, other: Path, evaluations: bool = True) -> list[str]
     from safetensors.torch import load_file
 
     from simpo.run.checkpoints.seal import damages
-    from simpo.run.folder import REPORT, checkpoints, is_finished
+    from simpo.run.folder import REPORT, SIGNS, checkpoints, is_finished
 
     found = [] if is_finished(other) else ["not finished"]
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (other, whole))
@@ -235,8 +235,11 @@ def differences(whole: Path, other: Path, evaluations: bool = True) -> list[str]
     found += [f"{name} differs" for name in logs if _log(other, name, evaluations) != _log(whole, name, evaluations)]
     settings = [(folder / "settings.yaml").read_text().replace(str(folder), "") for folder in (other, whole)]
     found += [] if settings[0] == settings[1] else ["settings.yaml differs"]
-    # which checkpoints are left depends on where signals added one; a kill after the end can leave out the page
-    names = [{path.name.rstrip("0123456789") for path in folder.iterdir()} - {REPORT} for folder in (other, whole)]
+    # which checkpoints are left depends on where signals added one; after a kill behind the end the page is not made,
+    # and signs of life stay
+    names = [
+        {path.name.rstrip("0123456789") for path in folder.iterdir()} - {REPORT, SIGNS} for folder in (other, whole)
+    ]
     found += [] if names[0] == names[1] else [f"files {sorted(names[0] ^ names[1])}"]
     return found + [f"{path.name}: {harm}" for path in checkpoints(other) for harm in damages(path)]
 
