@@ -8,11 +8,15 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from simpo.errors import ConfigError
+
+RUN_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+"""Those that end a run in order; schedulers send them."""
 
 GRACE = 60.0
 """Seconds between SIGTERM and SIGKILL."""
@@ -122,6 +126,17 @@ def describe_exit(code: int) -> str:
 
 
 @contextlib.contextmanager
+def handled(numbers: Iterable[int], handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Handle signals in this block; the handlers of before come back afterwards. For the main thread only."""
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
+
+
+@contextlib.contextmanager
 def sole_owner(lock: Path, busy: str) -> Iterator[None]:
     """Hold a lock file; meanwhile SIGTERM and a closed terminal end this process like Ctrl-C.
 
@@ -141,10 +156,8 @@ def sole_owner(lock: Path, busy: str) -> Iterator[None]:
 
     # `nohup` ignores SIGHUP, and so do we under it
     ends = [signal.SIGTERM, *([signal.SIGHUP] if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN else [])]
-    before = {number: signal.signal(number, end) for number in ends}
     try:
-        yield
+        with handled(ends, end):
+            yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
         held.release()

@@ -29,9 +29,10 @@ def test_a_signal_before_the_run_has_begun_says_start_me_again(verb: str, number
 
 
 def test_the_handlers_of_before_come_back() -> None:
-    from simpo.cli.signals import SIGNALS, ended_by_signals
+    from simpo.cli.signals import ended_by_signals
+    from simpo.processes import RUN_SIGNALS
 
-    before = [signal.getsignal(number) for number in SIGNALS]
+    before = [signal.getsignal(number) for number in RUN_SIGNALS]
     with ended_by_signals():
-        assert [signal.getsignal(number) for number in SIGNALS] != before
-    assert [signal.getsignal(number) for number in SIGNALS] == before
+        assert [signal.getsignal(number) for number in RUN_SIGNALS] != before
+    assert [signal.getsignal(number) for number in RUN_SIGNALS] == before

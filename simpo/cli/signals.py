@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from types import FrameType
 
 from simpo.errors import Interrupted
-
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)  # as simpo.run.interrupt handles them
+from simpo.processes import RUN_SIGNALS, handled
 
 
 @contextlib.contextmanager
@@ -18,12 +17,8 @@ def ended_by_signals() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # only the main thread can have handlers
         yield
         return
-    before = {number: signal.signal(number, _leave) for number in SIGNALS}
-    try:
+    with handled(RUN_SIGNALS, _leave):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

@@ -8,14 +8,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from simpo.errors import Interrupted
+from simpo.processes import RUN_SIGNALS, handled
 
-_TO_THE_RUN = (signal.SIGTERM, signal.SIGUSR1)  # as simpo.run.interrupt handles them
 _TO_ALL = (signal.SIGINT, signal.SIGHUP)
 _LOOK = 2.0  # seconds between two looks at which processes there are
 _GRACE = 30.0  # seconds that they have to end after the launcher
@@ -47,7 +47,7 @@ def supervise(command: Sequence[str], environment: dict[str, str], output_dir: s
         return
     if signal.SIGINT in launcher.received:
         raise KeyboardInterrupt
-    signalled = any(number in launcher.received for number in _TO_THE_RUN)
+    signalled = any(number in launcher.received for number in RUN_SIGNALS)
     if _interrupted(manifest, before, signalled):
         again = "the same command" + (" without --overwrite" if "--overwrite" in command else "")
         raise Interrupted(f"{output_dir}: stopped in order; {again} goes on with it")
@@ -64,17 +64,11 @@ class _Launcher:
             command, env=environment, start_new_session=True, preexec_fn=lambda: _end_with(parent)
         )
 
-    @contextlib.contextmanager
-    def handling_signals(self) -> Iterator[None]:
-        before = {number: signal.signal(number, self._pass_on) for number in (*_TO_THE_RUN, *_TO_ALL)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def handling_signals(self) -> contextlib.AbstractContextManager[None]:
+        return handled((*RUN_SIGNALS, *_TO_ALL), self._pass_on)
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
-        again = any(each in self.received for each in _TO_THE_RUN)
+        again = any(each in self.received for each in RUN_SIGNALS)
         self.received.append(number)
         self._look()
         if number in _TO_ALL:

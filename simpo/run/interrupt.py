@@ -15,9 +15,8 @@ from accelerate.utils import reduce
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from simpo.errors import Interrupted
+from simpo.processes import RUN_SIGNALS, handled
 from simpo.run.manifest import note_interruption
-
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class Interruption(TrainerCallback):
@@ -137,14 +136,12 @@ def interruptible(again: str = "the same command") -> Iterator[Interruption]:
     if threading.current_thread() is not threading.main_thread():  # only the main thread can have handlers
         yield interruption
         return
-    before = {number: signal.signal(number, interruption.receive) for number in SIGNALS}
-    _end_with_launcher(signal.SIGTERM)
-    try:
-        yield interruption
-    finally:
-        _end_with_launcher(0)
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with handled(RUN_SIGNALS, interruption.receive):
+        _end_with_launcher(signal.SIGTERM)
+        try:
+            yield interruption
+        finally:
+            _end_with_launcher(0)
 
 
 def _end_with_launcher(number: int) -> None:

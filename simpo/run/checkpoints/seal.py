@@ -71,11 +71,8 @@ def damages(folder: Path) -> list[str]:
 def _damaged_mark(mark: Path) -> list[str]:
     """Of the one file that is not listed; a checkpoint that is named by hand may have none."""
     try:
-        return (
-            []
-            if not mark.is_file() or isinstance(json.loads(mark.read_text()), dict)
-            else [f"{IDENTITY} holds no settings"]
-        )
+        sound = not mark.is_file() or isinstance(json.loads(mark.read_text()), dict)
+        return [] if sound else [f"{IDENTITY} holds no settings"]
     except (OSError, ValueError) as error:
         return [f"{IDENTITY} cannot be read: {error}"]
 
